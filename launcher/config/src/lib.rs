@@ -1,0 +1,146 @@
+//! The one place where knobs exist. `serve.json` is this file's [`Serve`], written once by the
+//! launcher and read by the router and by every shard (`server/headrace/config.py` mirrors it and
+//! refuses unknown keys). Nobody else reads flags or the environment.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a server needs to know, resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serve {
+    /// What is served.
+    pub model: Model,
+    /// What it runs on and in which precision.
+    pub device: Device,
+    /// What requests may ask for.
+    pub requests: Requests,
+    /// How steps are made.
+    pub engine: Engine,
+    /// Where HTTP listens.
+    pub http: Http,
+    /// One entry a rank, in rank order.
+    pub shards: Vec<Shard>,
+    /// Logs, metrics and traces.
+    pub telemetry: Telemetry,
+}
+
+/// What is served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// As typed: a Hub id or a folder. Reported by `/info` and `/v1/models`.
+    pub id: String,
+    /// Branch, tag or commit, when given.
+    pub revision: Option<String>,
+    /// Commit of the snapshot, when known.
+    pub sha: Option<String>,
+    /// Folder with `config.json`, `tokenizer.json` and safetensors.
+    pub path: PathBuf,
+    /// `auto` reads safetensors, `dummy` makes random weights of the right shapes.
+    pub load_format: String,
+    /// Replaces the folder's `tokenizer_config.json`, when given.
+    pub tokenizer_config_path: Option<PathBuf>,
+}
+
+/// What it runs on and in which precision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// `auto`, `cpu` or `cuda`; `auto` is decided by the shard and reported by `Describe`.
+    pub kind: String,
+    /// `auto`, `float32`, `bfloat16` or `float16`.
+    pub dtype: String,
+    /// Empty for the model's dtype.
+    pub kv_dtype: String,
+    /// Of the free memory, for the KV pool; 0 for the device's default.
+    pub memory_fraction: f32,
+    /// Bytes of the KV pool at most; 0 for the device's default.
+    pub kv_bytes_max: u64,
+    /// Threads of one shard; 0 shares the machine's cores among the shards.
+    pub threads: u32,
+    /// Only reference operations: the slow twins of every fast path.
+    pub reference_ops: bool,
+}
+
+/// What requests may ask for. Names and meanings are TGI's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Requests {
+    pub max_concurrent_requests: usize,
+    pub max_best_of: usize,
+    pub max_stop_sequences: usize,
+    pub max_top_n_tokens: u32,
+    /// `None`: whatever leaves room for one new token.
+    pub max_input_tokens: Option<u32>,
+    /// `None`: the model's context or the KV pool, whichever is smaller.
+    pub max_total_tokens: Option<u32>,
+    pub max_client_batch_size: usize,
+    /// Bytes of a request body.
+    pub payload_limit: usize,
+    /// Threads that tokenize.
+    pub validation_workers: usize,
+}
+
+/// How steps are made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Tokens in a KV block; 0 takes the shard's first choice.
+    pub block_tokens: u32,
+    /// Blocks at most; 0 takes what fits.
+    pub blocks_max: u32,
+    /// Sequences running at one time.
+    pub running_max: u32,
+    /// Query tokens in one step.
+    pub step_tokens_max: u32,
+    /// Prompt tokens in one step (`--max-batch-prefill-tokens`).
+    pub prefill_tokens_max: u32,
+    /// Plans in flight.
+    pub pipeline_depth: u32,
+    pub prefix_caching: bool,
+    /// A file that every plan is written to, for `headrace replay`.
+    pub record: Option<PathBuf>,
+    /// A step that takes longer than this takes the group down.
+    pub step_deadline_ms: u64,
+    /// Loading and `Prepare` together may take this long.
+    pub prepare_deadline_ms: u64,
+}
+
+/// Where HTTP listens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    pub hostname: String,
+    pub port: u16,
+    pub api_key: Option<String>,
+    /// Origins allowed; empty for any.
+    pub cors_allow_origin: Vec<String>,
+    /// From the stop signal to the last byte of the last stream.
+    pub drain_deadline_ms: u64,
+}
+
+/// One rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    pub rank: u32,
+    /// Unix socket its gRPC service listens on.
+    pub socket: PathBuf,
+    /// Index of its device, for CUDA.
+    pub device_index: u32,
+    /// `host:port` where the ranks of the group meet (`torch.distributed`).
+    pub rendezvous: String,
+}
+
+/// Logs, metrics and traces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// EnvFilter syntax, `info` by default.
+    pub log_level: String,
+    pub json_output: bool,
+    pub otlp_endpoint: Option<String>,
+    pub otlp_service_name: String,
+}

@@ -1,0 +1,64 @@
+//! What `commit` and `finish` tell the outside world about sequences.
+
+use crate::ids::{SeqId, TokenId};
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An ending id was drawn.
+    EndOfText,
+    /// The last permitted token was drawn (it wins over an ending id on that token, as in TGI).
+    Length,
+    /// The response task matched a stop string (R2).
+    StopText,
+    /// The client is gone.
+    Cancelled,
+    /// The model produced a number that is none (R10).
+    Nan,
+    /// The shard group did not come back (R8).
+    GroupLost,
+}
+
+/// A drawn token with what was asked to be told about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    /// The id.
+    pub id: TokenId,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// Alternatives, best first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// One thing that happened to one sequence, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SeqEvent {
+    /// It was given a slot for the first time; `cached` prompt tokens came from the prefix tree.
+    Started {
+        /// The sequence.
+        seq: SeqId,
+        /// Prompt tokens that need not be computed.
+        cached: u32,
+    },
+    /// Log-probabilities of prompt tokens, in order, as their chunks commit.
+    PromptLogprobs {
+        /// The sequence.
+        seq: SeqId,
+        /// One a prompt token; the first token of the prompt has NaN.
+        logprobs: Vec<f32>,
+    },
+    /// A token was drawn.
+    Token {
+        /// The sequence.
+        seq: SeqId,
+        /// The token.
+        token: SampledToken,
+    },
+    /// It ended. Always the last event of a sequence.
+    Finished {
+        /// The sequence.
+        seq: SeqId,
+        /// Why.
+        reason: FinishReason,
+    },
+}

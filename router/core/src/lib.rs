@@ -1,0 +1,11 @@
+//! The scheduler: a pure value machine. It owns sequences, block tables, the prefix tree and the
+//! slots. It never awaits, never reads a clock, never sees a device or a string of text.
+//!
+//! Reading order: [`ids`] and [`limits`], what is asked ([`request`]), what is decided ([`plan`]),
+//! what happened ([`event`]).
+
+pub mod event;
+pub mod ids;
+pub mod limits;
+pub mod plan;
+pub mod request;

@@ -1,0 +1,118 @@
+//! A plan: one device step as a value, in columns. It says everything; the shards decide nothing.
+
+use std::sync::Arc;
+
+use crate::ids::{Generation, SlotId, StateSlot, StepId, TokenId, Tokens};
+use crate::request::{Sampling, TraceContext};
+
+/// Bits of [`StepPlan::row_flags`], as on the wire.
+pub mod row_flag {
+    /// Sample after this row.
+    pub const SAMPLE: i32 = 1;
+    /// The input is the slot's last token, on the device.
+    pub const FROM_SLOT: i32 = 1 << 1;
+    /// The start is the slot's length on the device.
+    pub const START_AT_LENGTH: i32 = 1 << 2;
+    /// The sampler waits for a mask (R7).
+    pub const MASKED: i32 = 1 << 3;
+    /// Log-probabilities of the row's own tokens are wanted.
+    pub const PROMPT_LOGPROBS: i32 = 1 << 4;
+}
+
+/// A slot bound to a sequence before the step runs; its table starts empty.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlotBinding {
+    /// The slot.
+    pub slot: SlotId,
+    /// Which binding of this slot it is.
+    pub generation: Generation,
+    /// How its tokens are drawn.
+    pub sampling: Arc<Sampling>,
+    /// Ids that end the sequence (for `tokens_min`).
+    pub ending: Arc<[TokenId]>,
+    /// Every token so far, when the sampling needs history; empty otherwise.
+    pub history: Vec<TokenId>,
+    /// Prompt tokens.
+    pub prompt_len: Tokens,
+    /// Side-pool entry, when the sampling needs history.
+    pub state_slot: StateSlot,
+}
+
+/// One device step. Entry `i` of every `row_*` column describes row `i`. Columns are the wire's
+/// `int32`, because they are copied there as they stand.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepPlan {
+    /// The step's number.
+    pub step: StepId,
+    /// Slots whose sequence has ended or lost its blocks.
+    pub release_slot: Vec<i32>,
+    /// Slots bound before the step runs.
+    pub bindings: Vec<SlotBinding>,
+    /// Blocks to zero before they are written.
+    pub zero_block: Vec<i32>,
+    /// Table appends: the slot,
+    pub append_slot: Vec<i32>,
+    /// the table index of the first block,
+    pub append_at: Vec<i32>,
+    /// and how many blocks.
+    pub append_len: Vec<i32>,
+    /// The blocks, flat.
+    pub append_block: Vec<i32>,
+    /// The row's slot.
+    pub row_slot: Vec<i32>,
+    /// Position of the row's first query token.
+    pub row_start: Vec<i32>,
+    /// Query tokens of the row.
+    pub row_len: Vec<i32>,
+    /// [`row_flag`] bits.
+    pub row_flags: Vec<i32>,
+    /// Ids of the rows without `FROM_SLOT`, flat.
+    pub token_id: Vec<i32>,
+    /// Rows that carry a trace context.
+    pub trace_row: Vec<i32>,
+    /// The contexts, one per `trace_row`.
+    pub trace_context: Vec<TraceContext>,
+}
+
+impl StepPlan {
+    /// Rows of the step.
+    pub fn rows(&self) -> usize {
+        self.row_slot.len()
+    }
+}
+
+/// Bits of [`StepResult::row_flags`], as on the wire.
+pub mod result_flag {
+    /// A NaN was seen and sanitized (R10).
+    pub const NAN: i32 = 1;
+    /// The row's mask was missed (R7).
+    pub const MASK_MISSED: i32 = 1 << 1;
+}
+
+/// What came out of a step: one entry a sampled row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepResult {
+    /// The step's number.
+    pub step: StepId,
+    /// Rows that were sampled, ascending.
+    pub row_index: Vec<i32>,
+    /// Their tokens.
+    pub token_id: Vec<i32>,
+    /// [`result_flag`] bits.
+    pub row_flags: Vec<i32>,
+    /// Log-probability of each token.
+    pub logprob: Vec<f32>,
+    /// Alternatives per row.
+    pub top_count: Vec<i32>,
+    /// Alternatives, flat.
+    pub top_token_id: Vec<i32>,
+    /// Their log-probabilities, flat.
+    pub top_logprob: Vec<f32>,
+    /// Log-probabilities of prompt tokens, flat over rows that wanted them, `row_len` each.
+    pub prompt_logprob: Vec<f32>,
+    /// Time the device spent, microseconds.
+    pub device_time_us: u32,
+    /// Of the plan's bytes, slot lengths and NaN flags; equal on every rank.
+    pub digest: u64,
+}
+
