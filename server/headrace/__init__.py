@@ -1,0 +1,1 @@
+"""Headrace: the shard, which executes the plans of the router on one device."""

@@ -1,0 +1,82 @@
+"""Operations: each a folder with a plain reference and what is faster somewhere.
+
+Which implementation runs is decided once, at load, by `select`. A folder's `CANDIDATES` are its
+implementations in order of preference; the last is the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from headrace.ops import kv_write, matmul, paged_attention, rms_norm, rope, silu_mul
+from headrace.ops.base import Choice, OpSpec, choose
+from headrace.ops.matmul import MatmulBackend
+from headrace.ops.paged_attention import AttentionBackend
+from headrace.ops.rope import RopeAndKvWrite
+
+if TYPE_CHECKING:
+    from headrace.device.base import Device
+
+__all__ = ["Choice", "OpSpec", "OpTable", "select"]
+
+
+@dataclass(frozen=True)
+class OpTable:
+    """The chosen implementations. What each does is said in its folder's `reference.py`."""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    rope: Callable[[Tensor, Tensor], Tensor]
+    rope_and_kv_write: RopeAndKvWrite
+    silu_mul: Callable[[Tensor], Tensor]
+    kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    paged_attention: AttentionBackend
+    matmul: MatmulBackend
+    choices: tuple[Choice, ...]  # the startup table
+
+    def table(self) -> str:
+        """The startup table, a line an operation: name, implementation, why it, why not others."""
+        lines: list[str] = []
+        for choice in self.choices:
+            refused = "".join(f"; not {name}: {why}" for name, why in choice.refused)
+            lines.append(f"{choice.op:<16} {choice.name:<10} {choice.why}{refused}")
+        return "\n".join(lines)
+
+
+_FOLDERS = {
+    "rms_norm": rms_norm.CANDIDATES,
+    "rope": rope.CANDIDATES,
+    "silu_mul": silu_mul.CANDIDATES,
+    "kv_write": kv_write.CANDIDATES,
+    "paged_attention": paged_attention.CANDIDATES,
+    "matmul": matmul.CANDIDATES,
+}
+
+
+def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
+    """Chooses an implementation of every operation.
+
+    Args:
+        spec: facts of the model as one rank sees them (`ModelSpec.op_spec`).
+        reference: whether to take the references, whatever else there is.
+    """
+    made: dict[str, Any] = {}
+    choices: list[Choice] = []
+    for op, candidates in _FOLDERS.items():
+        made[op], choice = choose(op, candidates, spec, device, reference)
+        choices.append(choice)
+    return OpTable(
+        rms_norm=made["rms_norm"].rms_norm,
+        add_rms_norm=made["rms_norm"].add_rms_norm,
+        rope=made["rope"].rope,
+        rope_and_kv_write=made["rope"].rope_and_kv_write,
+        silu_mul=made["silu_mul"],
+        kv_write=made["kv_write"],
+        paged_attention=made["paged_attention"],
+        matmul=made["matmul"],
+        choices=tuple(choices),
+    )

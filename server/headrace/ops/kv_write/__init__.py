@@ -1,0 +1,8 @@
+"""Writing keys and values into the paged cache."""
+
+from __future__ import annotations
+
+from headrace.ops.base import Candidate, Reference
+from headrace.ops.kv_write import reference
+
+CANDIDATES: list[Candidate] = [Reference(reference.kv_write)]

@@ -1,0 +1,21 @@
+"""The matrix product of a linear layer: weights are packed once, at load, and applied each step."""
+
+# T tokens · Y outputs · X inputs
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class MatmulBackend(Protocol):
+    """How unquantised weights are kept and multiplied."""
+
+    def pack(self, weight_YX: Tensor) -> Any:
+        """Rearranges a weight for `apply`; called once, at load. The result may share its storage."""
+        ...
+
+    def apply(self, x_TX: Tensor, packed: Any, bias_Y: Tensor | None) -> Tensor:
+        """Returns x_TX @ weight_YX.T + bias_Y, new, in the dtype of `x_TX`."""
+        ...

@@ -1,0 +1,12 @@
+"""Attention over the paged cache. What a backend is: `base.py`."""
+
+from __future__ import annotations
+
+from headrace.ops.base import Candidate, Reference
+from headrace.ops.paged_attention.base import AttentionBackend, AttentionPlan, StepShape
+from headrace.ops.paged_attention.reference import ReferenceAttention
+from headrace.ops.paged_attention.torch_cpu import TorchCpu
+
+__all__ = ["CANDIDATES", "AttentionBackend", "AttentionPlan", "StepShape"]
+
+CANDIDATES: list[Candidate] = [TorchCpu(), Reference(ReferenceAttention())]
