@@ -1,1 +1,1 @@
-"""Headrace: the shard, which executes the plans of the router on one device."""
+"""The hands of the server: a shard owns one device and executes the router's plans."""

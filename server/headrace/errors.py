@@ -1,17 +1,25 @@
-"""Errors that are somebody's to fix: the user's, the checkpoint's, or the router's."""
+"""What can go wrong, by whose fault it is."""
 
 
 class HeadraceError(Exception):
-    """Base of the errors whose message is one clear sentence for the person who can act on it."""
+    """Base of every error that is told to the user as one sentence."""
 
 
 class ConfigError(HeadraceError):
-    """A setting, or a model's `config.json`, asks for what this server does not do."""
+    """The configuration asks for something that does not exist or cannot be."""
 
 
 class CheckpointError(HeadraceError):
-    """The weights are not what `config.json` promises; names the tensor and what was expected."""
+    """The model's folder does not hold what its architecture needs."""
 
 
 class PlanError(HeadraceError):
-    """A plan contradicts the shard's books; fatal to the group."""
+    """A plan contradicts what was prepared: a fault of the router, fatal to the group."""
+
+
+class DeviceError(HeadraceError):
+    """The device cannot do what it is asked to."""
+
+
+class GroupError(HeadraceError):
+    """The ranks of the group did not find each other, or lost each other."""

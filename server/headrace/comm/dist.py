@@ -1,0 +1,61 @@
+"""A group over `torch.distributed`: gloo on the CPU, NCCL on CUDA."""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from headrace.device import Device
+from headrace.errors import GroupError
+
+
+class DistComm:
+    """Ranks that meet at an address and then talk through a process group."""
+
+    def __init__(
+        self, device: Device, rank: int, size: int, rendezvous: str, timeout_s: float
+    ) -> None:
+        """Waits for all ranks.
+
+        Args:
+            rendezvous: `host:port`; rank 0 listens there.
+            timeout_s: how long to wait for the others, now and in every call.
+        """
+        self.rank = rank
+        self.size = size
+        self._device = device.torch_device
+        try:
+            dist.init_process_group(
+                "gloo" if device.kind == "cpu" else "nccl",
+                init_method=f"tcp://{rendezvous}",
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        except (RuntimeError, ValueError) as error:
+            raise GroupError(
+                f"rank {rank} of {size} could not join its group at {rendezvous}: {error}"
+            ) from error
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x)
+        return x
+
+    def all_gather(self, x: Tensor, dim: int) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts, dim)
+
+    def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
+        dist.broadcast(x, src)
+        return x
+
+    def min_int(self, value: int) -> int:
+        x = torch.tensor([value], dtype=torch.int64, device=self._device)
+        dist.all_reduce(x, dist.ReduceOp.MIN)
+        return int(x)
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()

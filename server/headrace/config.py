@@ -1,0 +1,207 @@
+"""The shard's configuration: `serve.json`, as the launcher wrote it, in frozen dataclasses.
+
+Mirrors `launcher/config/src/lib.rs`. An unknown key is an error, so that a typing mistake or a
+launcher of another version never goes unnoticed. Nothing else reads files of knobs or the
+environment.
+"""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from headrace.errors import ConfigError
+
+# How long an idle OpenMP thread spins before it sleeps. The runtime's default is milliseconds,
+# which starves the router on a machine where both share two cores; a thread that sleeps at once
+# costs a wake-up in every parallel loop.
+OMP_SPIN_COUNT = 10_000
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served."""
+
+    id: str
+    revision: str | None
+    sha: str | None
+    path: Path
+    load_format: str
+    tokenizer_config_path: Path | None
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What it runs on and in which precision. Zeros and empty strings are "the default"."""
+
+    kind: str
+    dtype: str
+    kv_dtype: str
+    memory_fraction: float
+    kv_bytes_max: int
+    threads: int
+    reference_ops: bool
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What requests may ask for. Read by the router; here only for completeness."""
+
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_top_n_tokens: int
+    max_input_tokens: int | None
+    max_total_tokens: int | None
+    max_client_batch_size: int
+    payload_limit: int
+    validation_workers: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How steps are made."""
+
+    block_tokens: int
+    blocks_max: int
+    running_max: int
+    step_tokens_max: int
+    prefill_tokens_max: int
+    pipeline_depth: int
+    prefix_caching: bool
+    record: Path | None
+    step_deadline_ms: int
+    prepare_deadline_ms: int
+
+
+@dataclass(frozen=True)
+class Http:
+    """Where HTTP listens. Read by the router."""
+
+    hostname: str
+    port: int
+    api_key: str | None
+    cors_allow_origin: list[str]
+    drain_deadline_ms: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank."""
+
+    rank: int
+    socket: Path
+    device_index: int
+    rendezvous: str
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Logs, metrics and traces."""
+
+    log_level: str
+    json_output: bool
+    otlp_endpoint: str | None
+    otlp_service_name: str
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Everything a server needs to know, resolved."""
+
+    model: Model
+    device: DeviceConfig
+    requests: Requests
+    engine: Engine
+    http: Http
+    shards: list[Shard]
+    telemetry: Telemetry
+
+    @staticmethod
+    def load(path: Path) -> "Serve":
+        """Reads `serve.json`; raises `ConfigError` naming the key that is wrong."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON: {error}") from error
+        return Serve.parse(data)
+
+    @staticmethod
+    def parse(data: Any) -> "Serve":
+        """Checks decoded JSON; raises `ConfigError` naming the key that is wrong."""
+        serve = _section(Serve, data, "serve.json")
+        ranks = [shard.rank for shard in serve.shards]
+        if not ranks or ranks != list(range(len(ranks))):
+            raise ConfigError(f"shards must be listed in rank order from 0, not {ranks}")
+        return serve
+
+    def shard(self, rank: int) -> Shard:
+        """The entry of one rank."""
+        if not 0 <= rank < len(self.shards):
+            raise ConfigError(f"rank {rank} is not one of the {len(self.shards)} shards")
+        return self.shards[rank]
+
+
+def prepare_process(serve: Serve) -> None:
+    """Sets what libraries read from the environment when they are loaded; call before torch.
+
+    Values that the user has set win.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", str(OMP_SPIN_COUNT))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    host = serve.shards[0].rendezvous.rpartition(":")[0]
+    if host in ("127.0.0.1", "localhost"):
+        # A host name that does not resolve would otherwise end gloo's start.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _section(kind: type[Section], data: Any, where: str) -> Section:
+    """Builds a dataclass from a JSON object, checking every key and every type."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} must be an object, not {_name(data)}")
+    hints = typing.get_type_hints(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ConfigError(f"{where} has unknown keys: {', '.join(unknown)}")
+    values = {}
+    for name in fields:
+        optional = type(None) in typing.get_args(hints[name])
+        if name not in data and not optional:
+            raise ConfigError(f"{where} lacks `{name}`")
+        values[name] = _value(hints[name], data.get(name), f"{where}: {name}")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Checks one value against its declared type."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return _section(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list, not {_name(value)}")
+        (item,) = typing.get_args(hint)
+        return [_value(item, entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    accepts = {Path: str, float: (int, float)}.get(hint, hint)
+    # bool is an int to Python, but not to serve.json.
+    if not isinstance(value, accepts) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be {hint.__name__}, not {_name(value)}")
+    if hint is int and value < 0:
+        raise ConfigError(f"{where} must not be negative, but is {value}")
+    return hint(value)
+
+
+def _name(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
