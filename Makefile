@@ -1,0 +1,54 @@
+# Headrace: few commands. `make serve` and `make test` are all a newcomer needs.
+
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+export PYTHONUNBUFFERED := 1
+
+# Everything the wheel is made of: when none of it is newer than the stamp, nothing is built.
+SOURCES := $(shell find router launcher proto server -type f \
+	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' \) \
+	-not -path '*/tests/*' -not -path '*/_native/*') \
+	Cargo.toml Cargo.lock pyproject.toml tools/install.sh tools/constraints.txt
+
+.PHONY: help install serve test test-clients check fix bench gpu clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(VENV)/.headrace ## build and install the server into .venv
+
+$(VENV)/.headrace: $(SOURCES)
+	@tools/install.sh
+
+serve: install ## serve the default model on port 3000 (ARGS="--model-id ... --port ...")
+	@exec $(BIN)/headrace $(ARGS)
+
+test: install ## everything that needs no GPU
+	@tools/install.sh extra test
+	@tools/test.sh
+
+test-clients: install ## what needs other people's programs and clients
+	@tools/install.sh extra test
+	@tools/test_clients.sh
+
+check: ## formatters, lints, types, arrows
+	@tools/install.sh extra check
+	@tools/check.sh
+
+fix: ## format everything
+	@tools/install.sh extra check
+	cargo fmt --all
+	$(BIN)/ruff format server integration-tests bench tools
+	$(BIN)/ruff check --fix server integration-tests bench tools
+
+gpu: install ## what needs a device
+	@tools/install.sh extra test
+	$(BIN)/python -m pytest -m gpu
+
+bench: install ## the figures of the README (see bench/README.md)
+	$(BIN)/python bench/load.py --help
+
+clean: ## forget the environment and the build
+	rm -rf $(VENV) target .cache server/headrace/_native

@@ -1,0 +1,38 @@
+"""`headrace download`: progress on stderr, one JSON line on stdout."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from headrace.hub.default_model import DEFAULT_MODEL_ID
+from headrace.hub.download import resolve
+from headrace.hub.errors import HubError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Makes the model's folder and says where it is; returns the exit code.
+
+    The line is `{"event": "model", "id", "path", "sha"}` or `{"event": "fatal", "message"}`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="headrace download", description="Fetch a model and make it ready to be served."
+    )
+    parser.add_argument(
+        "--model-id",
+        default=DEFAULT_MODEL_ID,
+        help=f"Hub id or folder (default {DEFAULT_MODEL_ID})",
+    )
+    parser.add_argument("--revision", default=None, help="branch, tag or commit")
+    args = parser.parse_args(argv)
+    try:
+        model = resolve(args.model_id, args.revision)
+    except HubError as error:
+        print(json.dumps({"event": "fatal", "message": str(error)}), flush=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    line = {"event": "model", "id": args.model_id, "path": str(model.path), "sha": model.sha}
+    print(json.dumps(line), flush=True)
+    return 0
