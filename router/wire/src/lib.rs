@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The contract with the shards, and the only Rust that knows protobuf: plans and results to bytes
+//! and back ([`plan`], [`result`]), what a shard is and how it is prepared ([`describe`]), and the
+//! tonic service that carries them ([`codec`]).
+
+mod codec;
+mod column;
+mod describe;
+mod error;
+mod plan;
+mod result;
+#[expect(
+    unreachable_pub,
+    reason = "generated code is public wherever it is included"
+)]
+mod service;
+
+pub use describe::{
+    Describe, DescribeRequest, Prepare, Prepared, decode_prepare, encode_describe, encode_prepare,
+};
+pub use error::WireError;
+pub use plan::{decode_plan, encode_plan};
+pub use result::{decode_result, encode_result};
+pub use service::{Shard, ShardClient, ShardServer};
+
+/// The descriptor set of `shard.proto`, as written for the Python side.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shard.binpb"));
+
+#[expect(
+    unreachable_pub,
+    reason = "generated code is public wherever it is included"
+)]
+mod pb {
+    include!(concat!(env!("OUT_DIR"), "/headrace.v1.rs"));
+}
