@@ -33,7 +33,7 @@ test-clients: install ## what needs other people's programs and clients
 	@tools/install.sh extra test
 	@tools/test_clients.sh
 
-check: ## formatters, lints, types, arrows
+check: install ## formatters, lints, types, arrows
 	@tools/install.sh extra check
 	@tools/check.sh
 
