@@ -28,7 +28,7 @@ class OnednnMatmul:
         self._linear = torch.ops.mkldnn._linear_pointwise.default
 
     def pack(self, weight_YX: Tensor) -> Tensor:
-        return self._reorder(weight_YX.contiguous().to_mkldnn())
+        return self._reorder(weight_YX.contiguous())
 
     def apply(self, x_TX: Tensor, packed: Tensor, bias_Y: Tensor | None) -> Tensor:
         return self._linear(x_TX, packed, bias_Y, "none", [], "")

@@ -92,7 +92,9 @@ class TorchCpuAttention:
         for bucket in layout.buckets:
             q_RHE = q_THE if bucket.tokens_R is None else q_THE.index_select(0, bucket.tokens_R)
             o_RHE = _attend_bucket(q_RHE, k_cells, v_cells, bucket)
-            o_THE = o_RHE if bucket.tokens_R is None else o_THE.index_copy_(0, bucket.tokens_R, o_RHE)
+            o_THE = (
+                o_RHE if bucket.tokens_R is None else o_THE.index_copy_(0, bucket.tokens_R, o_RHE)
+            )
         for chunk in layout.chunks:
             queries = slice(chunk.at, chunk.at + chunk.length)
             o_THE[queries] = _attend_chunk(q_THE[queries], k_cells, v_cells, chunk)

@@ -1,0 +1,77 @@
+"""Grouped-query attention over the paged cache."""
+
+# T tokens · D width · H local query heads · K local kv heads · E head dim · C = (H + 2K)·E
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headrace.layers.build import Build, even, kv_share
+from headrace.layers.linear import ColumnLinear, RowLinear
+from headrace.layers.step import StepContext
+from headrace.ops.rope import QkNorm, QkvLayout
+from headrace.quant import Declares, Part, Split
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The facts of one layer's attention, before it is divided over ranks."""
+
+    width: int  # D
+    heads: int
+    kv_heads: int
+    head_dim: int  # E
+    qkv_bias: bool
+    out_bias: bool
+    qk_norm_eps: float | None  # queries and keys are normalised before they are rotated
+    window: int  # positions a token sees, its own included; 0: all
+
+
+class QkNorms(Declares):
+    """The RMS norms of queries and keys, which all heads of a layer share."""
+
+    def __init__(self, build: Build, head_dim: int) -> None:
+        super().__init__()
+        self.declare("q", Split(0, (Part.whole(head_dim),)), None, build.dtype)
+        self.declare("k", Split(0, (Part.whole(head_dim),)), None, build.dtype)
+
+
+class Attention(Declares):
+    """Knows nothing of batches or devices; its heads are this rank's."""
+
+    def __init__(self, build: Build, spec: AttentionSpec, layer: int) -> None:
+        super().__init__()
+        heads = even(spec.heads, build.comm.size, "attention heads")
+        kv_heads = kv_share(spec.kv_heads, build.comm.size)
+        q = build.column(spec.heads * spec.head_dim, "columns of the attention heads")
+        kv = build.kv(spec.kv_heads, spec.head_dim)
+        self.qkv = ColumnLinear(build, spec.width, (q, kv, kv), spec.qkv_bias)
+        self.out = RowLinear(build, q, spec.width, spec.out_bias)
+        self.qk_norm = None if spec.qk_norm_eps is None else QkNorms(build, spec.head_dim)
+        self._eps = spec.qk_norm_eps
+        self._norm: QkNorm | None = None
+        self._layer = layer
+        self._window = spec.window
+        self._layout = QkvLayout(heads, kv_heads, spec.head_dim)
+        self._rope_and_kv_write = build.ops.rope_and_kv_write
+        self._attend = build.ops.paged_attention.attend
+
+    def finish(self) -> None:
+        if self.qk_norm is not None and self._eps is not None:
+            self._norm = QkNorm(self.qk_norm.q, self.qk_norm.k, self._eps)
+
+    def forward(self, x_TD: Tensor, cos_sin_TE: Tensor, step: StepContext) -> Tensor:
+        """Writes the step's keys and values to the cache, then attends.
+
+        Returns: y_TD, new, equal on every rank.
+        """
+        k_cache_NPKE, v_cache_NPKE = step.kv.layer(self._layer)
+        qkv_TC = self.qkv(x_TD)
+        # Every write of a layer comes before any read: rows of one step may share blocks (R5).
+        q_THE = self._rope_and_kv_write(
+            qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T, self._layout, self._norm
+        )
+        o_THE = self._attend(q_THE, k_cache_NPKE, v_cache_NPKE, step.attention, self._window)
+        return self.out(o_THE.flatten(1))

@@ -1,0 +1,49 @@
+"""The two ends of a decoder: ids to vectors, and vectors to logits. Both divide the vocabulary."""
+
+# T tokens · S sampled tokens · D width · V vocabulary
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.layers.build import Build
+from headrace.layers.linear import ColumnLinear
+from headrace.quant import Declares, Split
+
+
+class VocabEmbedding(Declares):
+    """A row of the table for each token id."""
+
+    def __init__(self, build: Build, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self._comm = build.comm
+        self._part = build.vocab(vocab_size)
+        self.declare("weight", Split(0, (self._part,)), width, build.dtype)
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        """Returns x_TD, equal on every rank."""
+        if self._comm.size == 1:
+            return F.embedding(tokens_T, self.weight)
+        local_T = tokens_T - self._part.start
+        elsewhere_T = (local_T < 0) | (local_T >= self._part.size)
+        x_TD = F.embedding(local_T.masked_fill(elsewhere_T, 0), self.weight)
+        x_TD.masked_fill_(elsewhere_T.unsqueeze(1), 0)
+        self._comm.all_reduce(x_TD)
+        return x_TD
+
+
+class VocabHead(ColumnLinear):
+    """Logits of the whole vocabulary, on every rank."""
+
+    def __init__(self, build: Build, vocab_size: int, width: int) -> None:
+        super().__init__(build, width, (build.vocab(vocab_size),), bias=False)
+        self._comm = build.comm
+        self._vocab_size = vocab_size
+
+    def forward(self, x_TX: Tensor) -> Tensor:
+        """Returns logits_SV, float32, without the padding."""
+        logits_SV = super().forward(x_TX)
+        if self._comm.size > 1:
+            logits_SV = self._comm.all_gather(logits_SV, dim=-1)
+        return logits_SV[:, : self._vocab_size].float()

@@ -1,0 +1,58 @@
+"""Linear layers: divided by columns, divided by rows, or whole on every rank."""
+
+# T tokens · X inputs · Y outputs
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from headrace.layers.build import Build
+from headrace.quant import Declares, LinearMethod, LinearShape, Part
+
+
+class Linear(Declares):
+    """What the linear layers share: parameters by format, and the product once they are packed."""
+
+    def __init__(self, build: Build, shape: LinearShape) -> None:
+        super().__init__()
+        self._build = build
+        self._shape = shape
+        self.method: LinearMethod | None = None
+        build.quant.declare(self, shape, build.dtype)
+
+    def finish(self) -> None:
+        self.method = self._build.quant.method(self, self._shape, self._build.ops)
+
+    def forward(self, x_TX: Tensor) -> Tensor:
+        """Returns this rank's y_TY."""
+        return self.method.apply(x_TX)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+class ColumnLinear(Linear):
+    """Outputs divided over the ranks; several projections of the same input may be fused."""
+
+    def __init__(self, build: Build, width: int, outputs: tuple[Part, ...], bias: bool) -> None:
+        super().__init__(build, LinearShape(outputs, Part.whole(width), bias))
+
+
+class RowLinear(Linear):
+    """Inputs divided over the ranks, outputs summed over them."""
+
+    def __init__(self, build: Build, inputs: Part, width: int, bias: bool) -> None:
+        super().__init__(build, LinearShape((Part.whole(width),), inputs, bias))
+        self._all_reduce = build.comm.all_reduce if build.comm.size > 1 else None
+
+    def forward(self, x_TX: Tensor) -> Tensor:
+        """Returns the whole y_TY, equal on every rank."""
+        y_TY = self.method.apply(x_TX)  # pyright: ignore[reportOptionalMemberAccess]
+        if self._all_reduce is not None:
+            self._all_reduce(y_TY)
+        return y_TY
+
+
+class ReplicatedLinear(Linear):
+    """Whole on every rank."""
+
+    def __init__(self, build: Build, width: int, outputs: int, bias: bool) -> None:
+        shape = LinearShape((Part.whole(outputs),), Part.whole(width), bias)
+        super().__init__(build, shape)

@@ -1,0 +1,81 @@
+"""The one transformer. What makes an architecture is its spec, its recipe and its names."""
+
+# T tokens · S sampled tokens · D width · E head dim · V vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from headrace.layers.attention import Attention
+from headrace.layers.build import Build
+from headrace.layers.embedding import VocabEmbedding, VocabHead
+from headrace.layers.mlp import GatedMlp
+from headrace.layers.norm import RmsNorm
+from headrace.layers.rotary import Rotary
+from headrace.layers.step import StepContext
+from headrace.models.spec import ModelSpec
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP around a residual stream."""
+
+    def __init__(self, build: Build, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RmsNorm(build, spec.width, spec.norm_eps)
+        self.attention = Attention(build, spec.attention(layer), layer)
+        self.mlp_norm = RmsNorm(build, spec.width, spec.norm_eps)
+        self.mlp = GatedMlp(build, spec.width, spec.mlp_width, spec.mlp_bias)
+
+    def forward(
+        self, x_TD: Tensor, residual_TD: Tensor, cos_sin_TE: Tensor, step: StepContext
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            x_TD: what the layer before adds to the residual stream.
+
+        Returns: what this layer adds to the residual stream, and the stream until then.
+        """
+        x_TD, residual_TD = self.attention_norm(x_TD, residual_TD)
+        x_TD = self.attention(x_TD, cos_sin_TE, step)
+        x_TD, residual_TD = self.mlp_norm(x_TD, residual_TD)
+        return self.mlp(x_TD), residual_TD
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an architecture's data flow differs from Llama's, beyond the facts of its spec."""
+
+    block: type[Block] = field(default=Block)
+
+
+class Decoder(nn.Module):
+    """Embeds a step's tokens, runs the blocks, and returns logits where they are wanted."""
+
+    def __init__(self, build: Build, spec: ModelSpec, recipe: Recipe) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = VocabEmbedding(build, spec.vocab_size, spec.width)
+        self.rotary = Rotary(spec.rope)
+        self.blocks = nn.ModuleList(recipe.block(build, spec, i) for i in range(spec.layers))
+        self.norm = RmsNorm(build, spec.width, spec.norm_eps)
+        self.head = VocabHead(build, spec.vocab_size, spec.width)
+
+    @torch.inference_mode()
+    def forward(self, tokens_T: Tensor, step: StepContext) -> Tensor:
+        """
+        Args:
+            tokens_T: int64.
+
+        Returns: logits_SV of the tokens `step.sampled_S`, float32, on every rank.
+        """
+        cos_sin_TE = self.rotary(step.positions_T)
+        x_TD = self.embed(tokens_T)
+        residual_TD = torch.zeros_like(x_TD)
+        for block in self.blocks:
+            x_TD, residual_TD = block(x_TD, residual_TD, cos_sin_TE, step)
+        x_SD = x_TD.index_select(0, step.sampled_S)
+        normed_SD, _ = self.norm(x_SD, residual_TD.index_select(0, step.sampled_S))
+        return self.head(normed_SD)

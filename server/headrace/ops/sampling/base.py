@@ -1,0 +1,131 @@
+"""What a sampling implementation takes and gives, and where its randomness comes from."""
+
+# S sampled rows · V vocabulary · Q entries of the side pool of penalty state
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+# An entry of the penalty state counts the generated tokens in its low bits; this bit says that
+# the prompt holds the token.
+IN_PROMPT = 1 << 30
+
+
+class Feature(IntFlag):
+    """What a row's sampling needs, known on the host. No bit: the best token, and its logprob."""
+
+    SAMPLED = 1  # temperature above 0
+    FILTERED = 2  # top_k or top_p
+    TYPICAL = 4
+    MIN_P = 8
+    PENALTY = 16
+    BIAS = 32
+    TOKENS_MIN = 64
+    LOGPROB_RAW = 128
+    TOP_N = 256
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Device columns, one entry a sampled row; float32 but for `top_k_S` (int64)."""
+
+    temperature_S: Tensor
+    top_k_S: Tensor  # 0 is off
+    top_p_S: Tensor
+    typical_p_S: Tensor
+    min_p_S: Tensor
+    repetition_S: Tensor
+    frequency_S: Tensor
+    presence_S: Tensor
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Single logits to change, flat."""
+
+    row: Tensor  # int64, index in S
+    token: Tensor  # int64
+    value: Tensor  # float32, added; -inf bans
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """How each row of a step's logits is to be drawn from.
+
+    Only `features_S` is always there; the rest exists where a row's feature needs it.
+    """
+
+    features_S: np.ndarray  # int64, host: Feature bits
+    top_n_S: np.ndarray | None = None  # int64, host
+    knobs: Knobs | None = None
+    uniform_S: Tensor | None = None  # float64, device: the row's draw
+    state_QV: Tensor | None = None  # int32: counts of generated tokens, and IN_PROMPT
+    state_slot_S: Tensor | None = None  # int64: which entry of the pool is the row's
+    bias: Edits | None = None
+    banned: Edits | None = None
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The best tokens of some rows. Entries beyond a row's count mean nothing."""
+
+    row_R: np.ndarray  # int64, host: indices in S
+    count_R: Tensor
+    token_RK: Tensor  # best first; equal ones by id
+    logprob_RK: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was drawn. A bad row's token is some token and its logprob 0."""
+
+    token_S: Tensor  # int64
+    logprob_S: Tensor  # float32
+    bad_S: Tensor  # bool: the row's logits hold a NaN or +inf, or nothing but -inf (R10)
+    alternatives: tuple[Alternatives, ...] = ()
+
+
+class SamplingBackend(Protocol):
+    """Draws one token a row."""
+
+    def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
+        """Order: penalties, bias, bans, temperature, top-k, top-p, typical-p, min-p, draw.
+
+        Args:
+            logits_SV: float32; may be overwritten.
+        """
+        ...
+
+    def bad_rows(self, logits_SV: Tensor) -> Tensor:
+        """What `Samples.bad_S` would say: for ranks that do not draw."""
+        ...
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def uniform(seed_S: np.ndarray, position_S: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1): a pure function of seed and position (splitmix64 over both).
+
+    Args:
+        seed_S: uint64.
+        position_S: position in the sequence of the token to draw.
+
+    Returns: float64, multiples of 2^-53.
+    """
+    counter = _mix(seed_S.astype(np.uint64)) + _GOLDEN * position_S.astype(np.uint64)
+    return (_mix(counter) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,59 @@
+"""No quantisation: a weight, and perhaps a bias, in the activations' dtype."""
+
+# T tokens · Y outputs · X inputs
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headrace.quant.base import LinearShape
+from headrace.quant.parameter import Declares, Split
+
+if TYPE_CHECKING:
+    from headrace.ops import OpTable
+    from headrace.ops.matmul import MatmulBackend
+
+
+class PlainMethod:
+    """A packed weight and its bias."""
+
+    def __init__(self, weight_YX: Tensor, bias_Y: Tensor | None, matmul: MatmulBackend) -> None:
+        self._inputs = weight_YX.shape[1]
+        self._dtype = weight_YX.dtype
+        self._packed: Any = matmul.pack(weight_YX)
+        self._bias_Y = bias_Y
+        self._apply = matmul.apply
+
+    def apply(self, x_TX: Tensor) -> Tensor:
+        return self._apply(x_TX, self._packed, self._bias_Y)
+
+    def dequantize(self) -> Tensor:
+        # The packed layout is the backend's secret: the unit matrix brings the weight back.
+        eye = torch.eye(self._inputs, dtype=self._dtype)
+        return self._apply(eye, self._packed, None).T
+
+
+class Plain:
+    """The format of checkpoints that name no other."""
+
+    name = "none"
+
+    def declare(self, module: Declares, shape: LinearShape, dtype: torch.dtype) -> None:
+        columns = Split(0, shape.outputs)
+        if shape.inputs.size == shape.inputs.full:
+            module.declare("weight", columns, shape.inputs.full, dtype)
+        else:
+            module.declare("weight", Split(1, (shape.inputs,)), columns.size, dtype)
+        if shape.bias:
+            module.declare("bias", columns, None, dtype)
+
+    def method(self, module: Declares, shape: LinearShape, ops: OpTable) -> PlainMethod:
+        weight_YX = module.take("weight")
+        assert weight_YX is not None, "a linear layer was finished twice"
+        bias_Y = module.take("bias")
+        # Where the inputs are divided, ranks' outputs are summed: the bias is the first rank's.
+        mine = shape.inputs.start == 0
+        return PlainMethod(weight_YX, bias_Y if mine else None, ops.matmul)
