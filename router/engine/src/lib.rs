@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The tasks around the scheduler: a handle that requests come in by ([`EngineHandle`]), one driver
+//! that owns the scheduler, the shard group it sends plans to, and the sinks it leaves tokens in.
+//!
+//! Reading order: what a caller sees (`handle`, `sink`), what the driver is told (`message`), the
+//! loop (`driver`), the group and its streams (`group`), and the facts kept for later (`record`,
+//! `metrics`).
+
+mod config;
+mod driver;
+mod error;
+mod group;
+mod handle;
+mod message;
+mod metrics;
+mod record;
+mod sink;
+
+pub use config::EngineConfig;
+pub use error::{EngineError, ShardError, SubmitError};
+pub use handle::{EngineHandle, EngineState, Facts, TokenStream, start};
+pub use sink::TokenEvent;
+
+pub use headrace_core::event::{FinishReason, SampledToken};
+pub use headrace_core::ids::{TokenId, Tokens};
+pub use headrace_core::limits::Limits;
+pub use headrace_core::request::{Request, RequestError, RequestSpec, Sampling, TraceContext};
+pub use headrace_wire::Describe;

@@ -1,0 +1,43 @@
+//! What the engine is told once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use prometheus::Registry;
+
+/// Everything the engine needs to know; values of `serve.json`.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Unix sockets of the shards, in rank order.
+    pub sockets: Vec<PathBuf>,
+    /// Tokens in a KV block; 0 takes the shard's first choice.
+    pub block_tokens: u32,
+    /// Blocks at most; 0 takes what fits.
+    pub blocks_max: u32,
+    /// Sequences running at one time.
+    pub running_max: u32,
+    /// Query tokens in one step.
+    pub step_tokens_max: u32,
+    /// Prompt tokens in one step.
+    pub prefill_tokens_max: u32,
+    /// Plans in flight, 1 to 3.
+    pub depth: u32,
+    /// Whether finished prefixes are kept for later requests.
+    pub prefix_caching: bool,
+    /// Sequences that may wait.
+    pub queue_max: usize,
+    /// Lowers the model's context, when given.
+    pub context_tokens_max: Option<u32>,
+    /// Empty for the model's dtype.
+    pub kv_dtype: String,
+    /// Of the device's free memory; 0 for the device's default.
+    pub memory_fraction: f32,
+    /// A file that every plan and result is written to.
+    pub record: Option<PathBuf>,
+    /// A step that takes longer takes the group down.
+    pub step_deadline: Duration,
+    /// Connecting to the shards, loading and preparing may take this long together.
+    pub prepare_deadline: Duration,
+    /// Where the engine's series are registered.
+    pub metrics: Registry,
+}

@@ -1,0 +1,425 @@
+//! The loop: results, ends and commands, and with what they left, the next plan. It owns the
+//! scheduler: no locks, no device, and it never waits for a client.
+
+use std::collections::VecDeque;
+use std::future::{pending, ready};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use headrace_core::event::{FinishReason, SeqEvent};
+use headrace_core::ids::{SeqId, StepId, Tokens};
+use headrace_core::plan::StepPlan;
+use headrace_core::scheduler::{AdmitError, Scheduler};
+use headrace_wire::{encode_describe, encode_plan, encode_prepare};
+use rustc_hash::FxHashMap;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::Span;
+
+use crate::config::EngineConfig;
+use crate::error::{EngineError, ShardError, SubmitError};
+use crate::group::{Dial, GroupEvent, Ready, ShardGroup, StepDone, bring_up};
+use crate::handle::{EngineState, Facts};
+use crate::message::{Command, FinishBox, Submission};
+use crate::metrics::{Method, Metrics};
+use crate::record::{Kind, Recorder};
+use crate::sink::{TokenEvent, TokenSink};
+
+/// Nothing to do for so long: time to recount the books.
+const AUDIT_AFTER: Duration = Duration::from_secs(1);
+
+/// What reaches the driver, and where it says how it is.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) finishes: Arc<FinishBox>,
+    pub(crate) state: watch::Sender<EngineState>,
+    pub(crate) facts: Arc<OnceLock<Arc<Facts>>>,
+}
+
+/// What the driver does once the scheduler was reset after the loss of its group. Every sequence
+/// is back in the queue then: a policy that brings the group up again need only go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AfterGroupLoss {
+    /// Every request fails with a retryable error and the engine ends.
+    GiveUp,
+}
+
+/// The only policy so far.
+const AFTER_GROUP_LOSS: AfterGroupLoss = AfterGroupLoss::GiveUp;
+
+/// Whether requests are taken, and until when those that were may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining { deadline: Option<Instant> },
+}
+
+/// An admitted request.
+#[derive(Debug)]
+struct Seat {
+    sink: Arc<TokenSink>,
+    /// Prompt and new tokens at most.
+    tokens_max: i64,
+    started: bool,
+    span: Span,
+    t0: Instant,
+}
+
+struct Driver<'a> {
+    scheduler: Scheduler,
+    group: ShardGroup,
+    inbox: &'a mut Inbox,
+    /// Every handle is gone.
+    orphaned: bool,
+    phase: Phase,
+    seats: FxHashMap<SeqId, Seat>,
+    /// `plan()` had nothing to do, and nothing has changed since.
+    idle: bool,
+    /// When to recount, while nothing runs.
+    audit_at: Option<Instant>,
+    /// What the plans in flight are for, oldest first.
+    methods: VecDeque<Method>,
+    metrics: Metrics,
+    recorder: Option<Recorder>,
+    /// Scratch, used again every step.
+    events: Vec<SeqEvent>,
+    buffer: BytesMut,
+}
+
+/// Brings the group up and runs until it is drained or lost.
+pub(crate) async fn run(
+    config: EngineConfig,
+    dial: Dial,
+    mut inbox: Inbox,
+) -> Result<(), EngineError> {
+    let metrics = Metrics::new(&config.metrics);
+    let loaded = tokio::select! {
+        loaded = load(&config, &dial) => Some(loaded),
+        () = refuse_until_drained(&mut inbox.commands) => None,
+    };
+    let outcome = match loaded {
+        Some(Ok((ready, recorder))) => Driver::new(ready, recorder, metrics, &mut inbox).run().await,
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
+    };
+    let reason = match &outcome {
+        Ok(()) => "the engine was drained".into(),
+        Err(error) => error.to_string().into(),
+    };
+    // Before the inbox is dropped, so that whoever waits for an answer finds the reason.
+    inbox.state.send_replace(EngineState::Down { reason });
+    outcome
+}
+
+async fn load(
+    config: &EngineConfig,
+    dial: &Dial,
+) -> Result<(Ready, Option<Recorder>), EngineError> {
+    let recorder = config.record.as_deref().map(Recorder::create).transpose()?;
+    let ready = bring_up(config, dial).await?;
+    if let Some(recorder) = &recorder {
+        recorder.write(Kind::Describe, encode_describe(&ready.facts.describe)).await;
+        recorder.write(Kind::Prepare, encode_prepare(&ready.prepare)).await;
+    }
+    Ok((ready, recorder))
+}
+
+/// Answers while there is no group yet; returns when the engine is to end before there is one.
+async fn refuse_until_drained(commands: &mut mpsc::Receiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Submit(submission) => {
+                drop(submission.reply.send(Err(SubmitError::NotReady)));
+            }
+            Command::Drain { .. } => return,
+        }
+    }
+}
+
+/// Resolves at `when`, or never.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => pending().await,
+    }
+}
+
+// === impl Driver ===
+
+impl<'a> Driver<'a> {
+    fn new(
+        ready: Ready,
+        recorder: Option<Recorder>,
+        metrics: Metrics,
+        inbox: &'a mut Inbox,
+    ) -> Self {
+        let facts = Arc::new(ready.facts);
+        metrics.blocks_total.set(i64::from(facts.limits.blocks_usable().0));
+        inbox.facts.get_or_init(|| Arc::clone(&facts));
+        inbox.state.send_replace(EngineState::Ready(Arc::clone(&facts)));
+        Self {
+            scheduler: Scheduler::new(facts.limits.clone()),
+            group: ready.group,
+            inbox,
+            orphaned: false,
+            phase: Phase::Serving,
+            seats: FxHashMap::default(),
+            idle: true,
+            audit_at: None,
+            methods: VecDeque::new(),
+            metrics,
+            recorder,
+            events: Vec::new(),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    async fn run(mut self) -> Result<(), EngineError> {
+        let outcome = self.serve().await;
+        if let Some(recorder) = self.recorder.take() {
+            recorder.close().await;
+        }
+        outcome
+    }
+
+    async fn serve(&mut self) -> Result<(), EngineError> {
+        while !self.is_done() {
+            tokio::select! {
+                biased;
+
+                // Results first: they free blocks, slots and a place in the pipeline.
+                event = self.group.next() => match event {
+                    GroupEvent::Result(done) => self.commit(done).await?,
+                    GroupEvent::Down(error) => return Err(self.group_lost(error)),
+                },
+
+                () = self.inbox.finishes.posted() => self.finish_posted(),
+
+                command = self.inbox.commands.recv(), if !self.orphaned => match command {
+                    Some(command) => self.apply(command),
+                    None => self.orphan(),
+                },
+
+                () = at(self.phase.deadline()) => self.cut(),
+
+                () = at(self.audit_at) => self.audit(),
+
+                // Reserve, then decide: the scheduler makes no plan while as many as may be are in
+                // flight, and what it makes rests on all of the above.
+                () = ready(()), if !self.idle => self.plan().await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.phase != Phase::Serving && self.seats.is_empty() && self.scheduler.is_idle()
+    }
+
+    // --- steps ---
+
+    async fn plan(&mut self) -> Result<(), EngineError> {
+        let Some(plan) = self.scheduler.plan() else {
+            // Until a command or a result changes something.
+            self.idle = true;
+            return Ok(());
+        };
+        let bytes = encode_plan(&plan, &mut self.buffer);
+        if let Err(error) = self.group.send(plan.step, &bytes) {
+            return Err(self.group_lost(error));
+        }
+        self.audit_at = None;
+        self.note_plan(&plan);
+        self.scheduler.recycle(plan);
+        if let Some(recorder) = &self.recorder {
+            recorder.write(Kind::ToShard, bytes).await;
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, done: StepDone) -> Result<(), EngineError> {
+        if let Some(recorder) = &self.recorder {
+            recorder.write(Kind::Result, done.bytes).await;
+        }
+        let mut events = std::mem::take(&mut self.events);
+        let outcome = self.scheduler.commit(&done.result, &mut events);
+        self.deliver(&mut events);
+        self.events = events;
+        if let Err(error) = outcome {
+            return Err(self.group_lost(error.into()));
+        }
+        self.idle = false;
+        if self.scheduler.is_idle() {
+            self.audit_at = Some(Instant::now() + AUDIT_AFTER);
+        }
+        let method = self.methods.pop_front().expect("every plan in flight has its method");
+        let device = Duration::from_micros(u64::from(done.result.device_time_us));
+        self.metrics.step_done(method, done.took, device);
+        self.metrics.observe(&self.scheduler.stats());
+        Ok(())
+    }
+
+    fn note_plan(&mut self, plan: &StepPlan) {
+        let prefill = !plan.token_id.is_empty();
+        let method = if prefill { Method::Prefill } else { Method::Decode };
+        self.methods.push_back(method);
+        self.metrics.of(method).count.inc();
+        if !plan.bindings.is_empty() {
+            self.metrics.next_size.observe(plan.bindings.len() as f64);
+        }
+        tracing::trace!(step = plan.step.0, rows = plan.rows(), ?method, "plan sent");
+    }
+
+    // --- requests ---
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.admit(submission),
+            Command::Drain { deadline } => {
+                self.phase = Phase::Draining { deadline: Some(deadline) };
+                self.inbox.state.send_replace(EngineState::Draining);
+            }
+        }
+    }
+
+    fn admit(&mut self, submission: Submission) {
+        let Submission { request, sink, reply, span, t0 } = submission;
+        if self.phase != Phase::Serving {
+            drop(reply.send(Err(SubmitError::Draining)));
+            return;
+        }
+        if sink.is_abandoned() {
+            return;
+        }
+        let Tokens(prompt) = Tokens(u32::try_from(request.prompt().len()).unwrap_or(u32::MAX));
+        let tokens_max = i64::from(prompt) + i64::from(request.tokens_max().0);
+        let answer = match self.scheduler.admit(request) {
+            Ok(seq) => {
+                sink.bind(seq);
+                self.seats.insert(seq, Seat { sink, tokens_max, started: false, span, t0 });
+                self.idle = false;
+                Ok(())
+            }
+            Err(AdmitError::QueueFull { waiting, queue_max }) => {
+                Err(SubmitError::QueueFull { waiting, queue_max })
+            }
+        };
+        // Whoever is gone has abandoned the sink, and its end is in the box.
+        drop(reply.send(answer));
+    }
+
+    /// Every handle is gone: nobody can submit or drain; what runs may end.
+    fn orphan(&mut self) {
+        self.orphaned = true;
+        if self.phase == Phase::Serving {
+            self.phase = Phase::Draining { deadline: None };
+            self.inbox.state.send_replace(EngineState::Draining);
+        }
+    }
+
+    fn finish_posted(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for (sink, reason) in self.inbox.finishes.take() {
+            // Without a sequence it was refused, or is not admitted yet and will not be.
+            if let Some(seq) = sink.seq() {
+                self.scheduler.finish(seq, reason, &mut events);
+            }
+        }
+        self.deliver(&mut events);
+        self.events = events;
+        self.idle = false;
+        self.metrics.observe(&self.scheduler.stats());
+    }
+
+    /// The drain took too long.
+    fn cut(&mut self) {
+        tracing::warn!(streams = self.seats.len(), "streams are cut at the drain deadline");
+        self.phase = Phase::Draining { deadline: None };
+        self.finish_all(FinishReason::Cancelled);
+    }
+
+    /// The group is lost with everything in flight (R8). The scheduler starts over, every sequence
+    /// in the queue; what then becomes of them is policy.
+    fn group_lost(&mut self, error: ShardError) -> EngineError {
+        tracing::error!(%error, "the shard group is lost");
+        for method in self.methods.drain(..) {
+            self.metrics.of(method).failure.inc();
+        }
+        let limits = self.scheduler.limits().clone();
+        let mut events = self.scheduler.reset(limits, StepId(0));
+        self.deliver(&mut events);
+        match AFTER_GROUP_LOSS {
+            AfterGroupLoss::GiveUp => self.finish_all(FinishReason::GroupLost),
+        }
+        error.into()
+    }
+
+    fn finish_all(&mut self, reason: FinishReason) {
+        let mut events = std::mem::take(&mut self.events);
+        let mut seqs: Vec<SeqId> = self.seats.keys().copied().collect();
+        seqs.sort_unstable();
+        for seq in seqs {
+            self.scheduler.finish(seq, reason, &mut events);
+        }
+        self.deliver(&mut events);
+        self.events = events;
+        self.idle = false;
+    }
+
+    /// Hands events to their streams. Never waits.
+    fn deliver(&mut self, events: &mut Vec<SeqEvent>) {
+        for event in events.drain(..) {
+            match event {
+                SeqEvent::Started { seq, cached } => {
+                    let seat = seat(&mut self.seats, seq);
+                    seat.started = true;
+                    self.metrics.batch_max_tokens.add(seat.tokens_max);
+                    tracing::debug!(
+                        parent: &seat.span,
+                        queue_us = seat.t0.elapsed().as_micros(),
+                        cached_tokens = cached,
+                        "sequence started"
+                    );
+                    seat.sink.push(TokenEvent::Started { cached_tokens: cached });
+                }
+                SeqEvent::PromptLogprobs { seq, logprobs } => {
+                    seat(&mut self.seats, seq).sink.push(TokenEvent::PromptLogprobs(logprobs));
+                }
+                SeqEvent::Token { seq, token } => {
+                    seat(&mut self.seats, seq).sink.push(TokenEvent::Token(token));
+                }
+                SeqEvent::Finished { seq, reason } => {
+                    let seat = self.seats.remove(&seq).expect(SEATED);
+                    if seat.started {
+                        self.metrics.batch_max_tokens.sub(seat.tokens_max);
+                    }
+                    seat.sink.push(TokenEvent::Finished(reason));
+                }
+            }
+        }
+    }
+
+    fn audit(&mut self) {
+        self.audit_at = None;
+        self.scheduler.audit();
+    }
+}
+
+const SEATED: &str = "an event's sequence was admitted and has not ended; this is a scheduler bug";
+
+fn seat(seats: &mut FxHashMap<SeqId, Seat>, seq: SeqId) -> &mut Seat {
+    seats.get_mut(&seq).expect(SEATED)
+}
+
+// === impl Phase ===
+
+impl Phase {
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Serving => None,
+            Self::Draining { deadline } => deadline,
+        }
+    }
+}
