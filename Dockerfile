@@ -1,0 +1,33 @@
+# One file, two images:  docker build --target cpu .   and   docker build --target cuda .
+#
+# Run as TGI's image is run:
+#   docker run --shm-size 1g -p 8080:80 -v $PWD/data:/data IMAGE --model-id HuggingFaceTB/SmolLM2-135M-Instruct
+
+FROM python:3.12-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential curl git \
+    && rm -rf /var/lib/apt/lists/*
+ENV RUSTUP_HOME=/opt/rustup CARGO_HOME=/opt/cargo PATH=/opt/cargo/bin:$PATH
+RUN curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path
+RUN pip install --no-cache-dir 'maturin>=1.16,<2'
+WORKDIR /src
+COPY . .
+RUN maturin build --release --locked --out /wheels
+
+FROM python:3.12-slim-bookworm AS base
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 g++ \
+    && rm -rf /var/lib/apt/lists/* && pip install --no-cache-dir uv
+ENV HF_HOME=/data PORT=80
+WORKDIR /usr/src
+ENTRYPOINT ["headrace"]
+
+FROM base AS cpu
+RUN uv pip install --system --no-cache --torch-backend=cpu 'torch>=2.11'
+COPY --from=build /wheels /wheels
+RUN uv pip install --system --no-cache --torch-backend=cpu /wheels/*.whl \
+    && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher; rm -rf /wheels
+
+FROM base AS cuda
+RUN uv pip install --system --no-cache 'torch>=2.11'
+COPY --from=build /wheels /wheels
+RUN uv pip install --system --no-cache /wheels/*.whl \
+    && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher; rm -rf /wheels
