@@ -1,0 +1,363 @@
+"""The thread that owns the device: it loads the model, sizes the pool and executes plans in order.
+
+A step is two launches, forward and sampler. Where launches return before their work is done, the
+forward of step k+1 is launched before the result of step k is waited for, so that the device never
+waits for the host; where they do not, a result is sent as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.batch import Batcher, Step
+from headrace.comm import Comm
+from headrace.device import Device
+from headrace.errors import HeadraceError, PlanError
+from headrace.kv import KvLayout, KvPool
+from headrace.layers.step import StepContext
+from headrace.ops.paged_attention import AttentionBackend
+from headrace.ops.sampling import SamplingBackend
+from headrace.sampler import Drawn, Outputs, Sampler
+from headrace.slots import SlotRows
+from headrace.telemetry import Tracer, trace_contexts
+from headrace.warm import warm_plans
+from headrace.wire import Mask, Plan, Result, decode, encode_result
+
+log = logging.getLogger(__name__)
+
+# Messages that may wait for the device: the plans in flight, their masks, and a Prepare. A router
+# that sends more does not keep to its pipeline.
+INBOX_MAX = 16
+
+
+class Model(Protocol):
+    """The model, as the executor sees it."""
+
+    def __call__(self, tokens_T: Tensor, step: StepContext) -> Tensor:
+        """Returns logits_LV of the tokens that `step.sampled_S` names, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Everything a plan is executed with, loaded."""
+
+    device: Device
+    comm: Comm
+    model: Model
+    attention: AttentionBackend
+    sampling: SamplingBackend
+    architecture: str
+    vocab_size: int
+    context_tokens_max: int
+    layers: int
+    kv_heads: int  # of this rank
+    head_dim: int
+    dtype: torch.dtype
+    weight_bytes: int
+    kv_bytes_max: int  # 0: the device's default
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `Prepare` asks for; as in `PrepareRequest`."""
+
+    first_step: int
+    block_tokens: int
+    slots_max: int
+    state_slots_max: int
+    step_tokens_max: int
+    step_rows_max: int
+    kv_dtype: str = ""
+    memory_fraction: float = 0.0
+    blocks_max: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `Prepare` answers."""
+
+    blocks: int
+    memory: tuple[tuple[str, int], ...]
+
+
+@dataclass
+class _Running:
+    """A step whose launches are made and whose result is not yet sent."""
+
+    step: Step
+    outputs: Outputs
+    begin_ns: int
+
+
+class Runner:
+    """Executes plans, one after another. Not a thread: its caller owns the device."""
+
+    def __init__(self, engine: Engine, wanted: Preparation, blocks: int) -> None:
+        """Makes slots and a zeroed pool of `blocks` blocks."""
+        self._engine = engine
+        self._next_step = wanted.first_step
+        width = -(-engine.context_tokens_max // wanted.block_tokens)
+        self.slots = SlotRows(
+            engine.device,
+            slots=wanted.slots_max,
+            state_slots=wanted.state_slots_max,
+            table_width=width,
+            blocks=blocks,
+            vocab_size=engine.vocab_size,
+        )
+        self.pool = KvPool(kv_layout(engine, wanted), blocks, engine.device.torch_device)
+        self._batcher = Batcher(
+            engine.device,
+            self.slots,
+            self.pool,
+            engine.attention,
+            step_tokens_max=wanted.step_tokens_max,
+            step_rows_max=wanted.step_rows_max,
+            vocab_size=engine.vocab_size,
+        )
+        self._sampler = Sampler(engine.device, self.slots, engine.sampling, engine.comm)
+
+    def forward(self, plan: Plan) -> tuple[Step, Tensor]:
+        """The first launch: stages the plan and computes the wanted logits."""
+        if plan.step != self._next_step:
+            raise PlanError(f"step {plan.step} came where step {self._next_step} was due")
+        self._next_step += 1
+        step = self._batcher.build(plan)
+        return step, self._engine.model(step.tokens_T, step.context)
+
+    def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
+        """The second launch."""
+        return self._sampler.launch(step, logits_LV)
+
+    def result(self, step: Step, outputs: Outputs, device_time_us: int) -> Result:
+        """Waits for a step's end."""
+        drawn = outputs.wait()
+        digest = _digest(step, drawn)
+        if self._engine.comm.rank != 0:
+            return _empty_result(step.plan.step, device_time_us, digest)
+        return Result(
+            step=step.plan.step,
+            row_index=drawn.row_R,
+            token_id=drawn.token_R,
+            row_flags=drawn.flags_R,
+            logprob=drawn.logprob_R,
+            top_count=drawn.top_count_R,
+            top_token_id=drawn.top_token,
+            top_logprob=drawn.top_logprob,
+            prompt_logprob=drawn.prompt_logprob,
+            device_time_us=device_time_us,
+            digest=digest,
+        )
+
+    def execute(self, plan: Plan) -> Result:
+        """All of a step at once, for warming, replay and tests."""
+        begin_ns = time.perf_counter_ns()
+        step, logits_LV = self.forward(plan)
+        outputs = self.sample(step, logits_LV)
+        outputs.download.wait()
+        return self.result(step, outputs, _micros_since(begin_ns))
+
+
+class Executor:
+    """The thread. Everything it is given waits in one bounded queue, in order."""
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        tracer: Tracer,
+        on_result: Callable[[bytes], None],
+        on_error: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            load: makes the engine; runs in the thread, which thereby owns the device.
+            on_result: receives the bytes of each `StepResult`; called in the thread.
+            on_error: receives one sentence when a step failed; nothing is executed after it until
+                the next `prepare`.
+        """
+        self._load = load
+        self._tracer = tracer
+        self._on_result = on_result
+        self._on_error = on_error
+        self._inbox: queue.Queue[Callable[[], None] | bytes | None] = queue.Queue(INBOX_MAX)
+        self._loaded: Future[Engine] = Future()
+        self._engine: Engine | None = None
+        self._runner: Runner | None = None
+        self._running: _Running | None = None
+        self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
+
+    def start(self) -> Future[Engine]:
+        """Starts the thread; the future holds the engine, or why it could not be loaded."""
+        self._thread.start()
+        return self._loaded
+
+    def prepare(self, wanted: Preparation) -> Future[Prepared]:
+        """Warms up, sizes and zeroes the pool, and starts counting steps anew."""
+        done: Future[Prepared] = Future()
+
+        def work() -> None:
+            self._running = self._runner = None  # The old pool makes room for the new one.
+            assert self._engine is not None, "prepared before it was loaded"
+            try:
+                self._runner, prepared = _prepare(self._engine, wanted)
+                done.set_result(prepared)
+            except Exception as error:
+                done.set_exception(error)
+
+        self._put(work)
+        return done
+
+    def submit(self, data: bytes) -> None:
+        """Queues the bytes of a `ToShard`; raises `PlanError` when too many wait."""
+        self._put(data)
+
+    def stop(self) -> None:
+        """Ends the thread after what is queued."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _put(self, item: Callable[[], None] | bytes) -> None:
+        try:
+            self._inbox.put_nowait(item)
+        except queue.Full:
+            raise PlanError(f"more than {INBOX_MAX} messages wait for the device") from None
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            self._engine = self._load()
+        except BaseException as error:
+            self._loaded.set_exception(error)
+            return
+        self._loaded.set_result(self._engine)
+        while True:
+            item = self._take()
+            if item is None:
+                break
+            if not isinstance(item, bytes):
+                self._guard(self._reap)
+                item()
+            elif self._runner is not None:
+                self._guard(lambda data=item: self._execute(data))
+
+    def _take(self) -> Callable[[], None] | bytes | None:
+        """The next item; what runs is reaped first when nothing else is there to be launched."""
+        if self._running is not None:
+            try:
+                return self._inbox.get_nowait()
+            except queue.Empty:
+                self._guard(self._reap)
+        return self._inbox.get()
+
+    def _execute(self, data: bytes) -> None:
+        message = decode(data)
+        if isinstance(message, Mask):
+            raise PlanError(f"step {message.step} got a mask, which no row waits for")
+        assert self._runner is not None and self._engine is not None
+        begin_ns = time.perf_counter_ns()
+        step, logits_LV = self._runner.forward(message)
+        self._reap()  # The device computes the forward meanwhile.
+        outputs = self._runner.sample(step, logits_LV)
+        self._running = _Running(step, outputs, begin_ns)
+        if not self._engine.device.asynchronous:
+            self._reap()
+
+    def _reap(self) -> None:
+        """Waits for the step that runs, if one does, and sends its result."""
+        if self._running is None or self._runner is None:
+            return
+        running, self._running = self._running, None
+        running.outputs.download.wait()
+        micros = _micros_since(running.begin_ns)
+        result = self._runner.result(running.step, running.outputs, micros)
+        self._on_result(encode_result(result))
+        if running.step.plan.trace_row.size:
+            contexts = trace_contexts(running.step.plan)
+            end_ns = running.begin_ns + 1000 * micros
+            self._tracer.step(running.step.plan, contexts, running.begin_ns, end_ns)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Runs a part of a step; a failure stops execution and is told in one sentence."""
+        try:
+            work()
+        except HeadraceError as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("a step failed")
+            lines = str(error).strip().splitlines()
+            self._fail(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+
+    def _fail(self, sentence: str) -> None:
+        self._running = self._runner = None
+        self._on_error(sentence)
+
+
+def kv_layout(engine: Engine, wanted: Preparation) -> KvLayout:
+    """The layout of the pool that a preparation asks for."""
+    dtype = getattr(torch, wanted.kv_dtype) if wanted.kv_dtype else engine.dtype
+    if dtype != engine.dtype:
+        raise PlanError(f"the KV pool's dtype is the model's, {engine.dtype}, not {dtype}")
+    return KvLayout(engine.layers, engine.kv_heads, engine.head_dim, wanted.block_tokens, dtype)
+
+
+def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
+    """Warms up with a pool of its own, then sizes the real one by what is free (R9)."""
+    begin = time.perf_counter()
+    _warm(engine, wanted)
+    warmed = time.perf_counter()
+    layout = kv_layout(engine, wanted)
+    budget = engine.device.kv_budget(wanted.memory_fraction, engine.kv_bytes_max, engine.comm.size)
+    blocks = engine.comm.min_int(layout.blocks_that_fit(budget, wanted.blocks_max))
+    runner = Runner(engine, wanted, blocks)
+    memory = (
+        ("weights", engine.weight_bytes),
+        ("kv pool", runner.pool.bytes()),
+        ("penalty state", 4 * wanted.state_slots_max * engine.vocab_size),
+    )
+    log.info(
+        "prepared %d blocks of %d tokens; warmed in %.2f s, pool in %.2f s",
+        blocks,
+        wanted.block_tokens,
+        warmed - begin,
+        time.perf_counter() - warmed,
+    )
+    return runner, Prepared(blocks, memory)
+
+
+def _warm(engine: Engine, wanted: Preparation) -> None:
+    """Executes made-up plans of the largest size, so that what is loaded lazily is loaded."""
+    plans, blocks = warm_plans(wanted, engine.context_tokens_max)
+    runner = Runner(engine, wanted, blocks)
+    for plan in plans:
+        runner.execute(plan)
+
+
+def _digest(step: Step, drawn: Drawn) -> int:
+    """Of the plan's bytes, the slots' lengths and the NaN flags: equal on every rank."""
+    own = zlib.crc32(drawn.flags_R.tobytes(), zlib.crc32(step.length_S.tobytes()))
+    return zlib.crc32(step.plan.data) | own << 32
+
+
+def _empty_result(step: int, device_time_us: int, digest: int) -> Result:
+    no_ints, no_floats = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Result(
+        step, no_ints, no_ints, no_ints, no_floats, no_ints, no_ints, no_floats, no_floats,
+        device_time_us, digest,
+    )  # fmt: skip
+
+
+def _micros_since(begin_ns: int) -> int:
+    return (time.perf_counter_ns() - begin_ns) // 1000

@@ -1,0 +1,115 @@
+"""From the configuration to a loaded engine: device, group, operations, weights."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from headrace import ops
+from headrace.comm import join_group
+from headrace.config import Serve
+from headrace.device import Device, open_device
+from headrace.errors import ConfigError
+from headrace.executor import Engine
+from headrace.kv import KvLayout
+from headrace.models import ModelSpec, load_model, read_spec
+from headrace.ops import sampling
+
+log = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_engine(serve: Serve, rank: int) -> Engine:
+    """Loads one rank; call it in the thread that will own the device.
+
+    Waits for the other ranks of the group. What was chosen, and why, goes to the log.
+    """
+    begin = time.perf_counter()
+    shard = serve.shard(rank)
+    ranks = len(serve.shards)
+    spec = read_spec(serve.model.path)
+    local = spec.local(ranks)  # Refuses what does not divide before anybody waits for a rank.
+    device = open_device(serve.device.kind, shard.device_index, serve.device.threads, ranks)
+    device.start()
+    log.info("device %s, %d threads", device.name, device.threads)
+    dtype = _choose_dtype(serve, device, spec)
+    timeout_s = serve.engine.prepare_deadline_ms / 1000
+    comm = join_group(device, rank, ranks, shard.rendezvous, timeout_s)
+    table = ops.select(spec.op_spec(dtype, ranks), device, serve.device.reference_ops)
+    for line in table.table().splitlines():
+        log.info("%s", line)
+    model = load_model(
+        serve.model.path,
+        device=device,
+        dtype=dtype,
+        comm=comm,
+        ops=table,
+        load_format=serve.model.load_format,
+    )
+    weight_bytes = sum(p.numel() * p.element_size() for p in _unique_parameters(model))
+    log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
+    return Engine(
+        device=device,
+        comm=comm,
+        model=model,
+        attention=table.paged_attention,
+        sampling=sampling.select(device, serve.device.reference_ops),
+        architecture=spec.architecture,
+        vocab_size=spec.vocab_size,
+        context_tokens_max=spec.context_tokens_max,
+        layers=spec.layers,
+        kv_heads=local.kv_heads,
+        head_dim=spec.head_dim,
+        dtype=dtype,
+        weight_bytes=weight_bytes,
+        kv_bytes_max=serve.device.kv_bytes_max,
+    )
+
+
+def describe(serve: Serve) -> dict[str, str | int]:
+    """The facts of the model and of what it would run on, without loading it."""
+    spec = read_spec(serve.model.path)
+    ranks = len(serve.shards)
+    device = open_device(serve.device.kind, 0, serve.device.threads, ranks)
+    dtype = _choose_dtype(serve, device, spec)
+    kv_heads = spec.local(ranks).kv_heads
+    layout = KvLayout(spec.layers, kv_heads, spec.head_dim, 1, dtype)
+    return {
+        "architecture": spec.architecture,
+        "device": device.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "ranks": ranks,
+        "layers": spec.layers,
+        "heads": spec.heads,
+        "kv_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "context_tokens_max": spec.context_tokens_max,
+        "kv_bytes_per_token": layout.bytes_per_token(),
+    }
+
+
+def _choose_dtype(serve: Serve, device: Device, spec: ModelSpec) -> torch.dtype:
+    if serve.device.dtype == "auto":
+        choice = device.default_dtype(spec.checkpoint_dtype)
+        log.info("dtype %s: %s", str(choice.dtype).removeprefix("torch."), choice.why)
+        return choice.dtype
+    if serve.device.dtype not in DTYPES:
+        known = ", ".join(["auto", *DTYPES])
+        raise ConfigError(f"dtype `{serve.device.dtype}` is unknown; {known} exist")
+    if serve.device.dtype == "float16" and device.kind == "cpu":
+        raise ConfigError("dtype float16 is not served on the CPU; use bfloat16 or float32")
+    log.info("dtype %s: as told", serve.device.dtype)
+    return DTYPES[serve.device.dtype]
+
+
+def _unique_parameters(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers; what is shared (a tied head) counts once."""
+    return list({t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}.values())

@@ -1,0 +1,182 @@
+"""From a step's logits to tokens: the second launch of a step (R7)."""
+
+# L wanted logits · R sampled rows · V vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.batch import PromptRow, Step
+from headrace.comm import Comm
+from headrace.device import Device, Download
+from headrace.ops.sampling import Feature, SampleRows, Samples, SamplingBackend, uniform
+from headrace.slots import SlotRows
+from headrace.wire import ResultFlag
+
+# Prompt tokens whose log-probabilities are computed at one time.
+PROMPT_CHUNK = 64
+
+
+@dataclass
+class Outputs:
+    """What a launched step will leave on the host."""
+
+    row_R: np.ndarray
+    download: Download
+    alternative_rows: list[np.ndarray]
+    prompt_rows: tuple[PromptRow, ...]
+
+    def wait(self) -> "Drawn":
+        """Waits for the device."""
+        arrays = iter(self.download.wait())
+        token_R, logprob_R, bad_R = next(arrays), next(arrays), next(arrays)
+        groups = [
+            (rows, next(arrays), next(arrays), next(arrays)) for rows in self.alternative_rows
+        ]
+        prompt_logprob = [next(arrays) for _ in self.prompt_rows]
+        count_R, token, logprob = _ragged(self.row_R.size, groups)
+        return Drawn(
+            row_R=self.row_R.astype(np.int32),
+            token_R=token_R.astype(np.int32),
+            flags_R=bad_R.astype(np.int32) * int(ResultFlag.NAN),
+            logprob_R=logprob_R,
+            top_count_R=count_R,
+            top_token=token,
+            top_logprob=logprob,
+            prompt_logprob=_concatenate(prompt_logprob, np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A step's tokens on the host; `top_*` flat over rows, `prompt_logprob` over prompt rows."""
+
+    row_R: np.ndarray
+    token_R: np.ndarray
+    flags_R: np.ndarray
+    logprob_R: np.ndarray
+    top_count_R: np.ndarray
+    top_token: np.ndarray
+    top_logprob: np.ndarray
+    prompt_logprob: np.ndarray
+
+
+class Sampler:
+    """Draws on rank 0; the other ranks are told, on the device, before their next step."""
+
+    def __init__(
+        self, device: Device, slots: SlotRows, backend: SamplingBackend, comm: Comm
+    ) -> None:
+        self._device = device
+        self._slots = slots
+        self._backend = backend
+        self._comm = comm
+
+    def launch(self, step: Step, logits_LV: Tensor) -> Outputs:
+        """Draws, and makes the tokens their slots' last ones.
+
+        Args:
+            logits_LV: float32; overwritten.
+        """
+        prompt_logprobs = [self._prompt(row, step, logits_LV) for row in step.prompts]
+        logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
+        feature_R = self._slots.features(step.slot_R, step.position_R)
+        samples = self._draw(step, logits_RV, feature_R)
+        token_R = samples.token_S
+        if step.row_R.size:
+            self._comm.broadcast(token_R)
+            self._slots.accept(step.device_slot_R, token_R)
+            self._slots.count(step.slot_R, feature_R, token_R)
+        tensors = [token_R, samples.logprob_S, samples.bad_S]
+        for group in samples.alternatives:
+            tensors += [group.count_R, group.token_RK, group.logprob_RK]
+        return Outputs(
+            row_R=step.row_R,
+            download=self._device.download([*tensors, *prompt_logprobs]),
+            alternative_rows=[group.row_R for group in samples.alternatives],
+            prompt_rows=step.prompts,
+        )
+
+    def _draw(self, step: Step, logits_RV: Tensor, feature_R: np.ndarray) -> Samples:
+        if not step.row_R.size or self._comm.rank != 0:
+            return self._undrawn(logits_RV)
+        return self._backend.sample(logits_RV, self._rows(step, feature_R))
+
+    def _undrawn(self, logits_RV: Tensor) -> Samples:
+        """What a rank knows before it is told what rank 0 drew."""
+        rows, where = logits_RV.shape[0], logits_RV.device
+        bad_R = (
+            self._backend.bad_rows(logits_RV)
+            if rows
+            else torch.zeros(0, dtype=torch.bool, device=where)
+        )
+        return Samples(
+            torch.zeros(rows, dtype=torch.int64, device=where),
+            torch.zeros(rows, dtype=torch.float32, device=where),
+            bad_R,
+        )
+
+    def _rows(self, step: Step, feature_R: np.ndarray) -> SampleRows:
+        """Gathers what the rows' features need, and nothing else."""
+        features = Feature(int(np.bitwise_or.reduce(feature_R)))
+        if not features:
+            return SampleRows(feature_R)
+        slots, slot_R = self._slots, step.device_slot_R
+        uniform_R = None
+        if features & Feature.SAMPLED:
+            drawn_R = uniform(slots.seeds(step.slot_R), step.position_R)
+            uniform_R = torch.from_numpy(drawn_R).to(self._device.torch_device)
+        state_QV, state_slot_R = (
+            slots.penalties(slot_R) if features & Feature.PENALTY else (None, None)
+        )
+        needs_knobs = features & (Feature.SAMPLED | Feature.PENALTY)
+        return SampleRows(
+            features_S=feature_R,
+            top_n_S=slots.top_n(step.slot_R) if features & Feature.TOP_N else None,
+            knobs=slots.knobs(slot_R) if needs_knobs else None,
+            uniform_S=uniform_R,
+            state_QV=state_QV,
+            state_slot_S=state_slot_R,
+            bias=slots.bias(step.slot_R, feature_R),
+            banned=slots.banned(step.slot_R, feature_R),
+        )
+
+    def _prompt(self, row: PromptRow, step: Step, logits_LV: Tensor) -> Tensor:
+        """The log-probability of each token of a row, given those before it; NaN for the first."""
+        token_T = step.tokens_T[row.first : row.first + row.length]
+        found = torch.full((row.length,), torch.nan, device=logits_LV.device)
+        carry_V = None
+        for at in range(0, row.length, PROMPT_CHUNK):
+            end = min(at + PROMPT_CHUNK, row.length)
+            logprob_TV = logits_LV[row.logits + at : row.logits + end].log_softmax(1)
+            told = min(end, row.length - 1) - at  # the row's last token predicts beyond it
+            index_T1 = token_T[at + 1 : at + 1 + told, None]
+            found[at + 1 : at + 1 + told] = logprob_TV[:told].gather(1, index_T1)[:, 0]
+            carry_V = logprob_TV[-1]
+        before_V = self._slots.carry_logprobs(row.slot, None if row.ends else carry_V)
+        if before_V is not None and row.start > 0:
+            found[:1] = before_V.index_select(0, token_T[:1])
+        return found
+
+
+def _ragged(
+    rows: int, groups: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Merges groups of padded alternatives: counts a row, tokens and logprobs flat in row order."""
+    count_R = np.zeros(rows, np.int32)
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for row_G, count_G, token_GK, logprob_GK in groups:
+        count_R[row_G] = count_G
+        for i, (row, count) in enumerate(zip(row_G.tolist(), count_G.tolist(), strict=True)):
+            found[row] = token_GK[i, :count], logprob_GK[i, :count]
+    tokens = [found[row][0] for row in sorted(found)]
+    logprobs = [found[row][1] for row in sorted(found)]
+    return count_R, _concatenate(tokens, np.int32), _concatenate(logprobs, np.float32)
+
+
+def _concatenate(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
