@@ -1,0 +1,476 @@
+// Attention over the paged cache: one query token (decode), or a tile of them (prefill).
+//
+// Both go over the context in chunks and keep, per query, the largest score so far, the sum of the
+// exponentials and the weighted sum of the values, which are scaled down when a larger score comes.
+
+constexpr long DECODE_CHUNK = 256;   // positions whose scores are held at once
+constexpr long RUN = 16;             // positions of one block that are taken together
+constexpr long PREFILL_CHUNK = 128;  // positions whose keys and values are packed at once
+
+KERNELS_INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
+KERNELS_INLINE long least(long a, long b) { return a < b ? a : b; }
+
+// Cuts the scratch memory of the thread into aligned arrays.
+struct Carver {
+  char* at;
+  template <class T>
+  inline __attribute__((always_inline)) T* take(long n) {
+    T* array = reinterpret_cast<T*>(at);
+    at += round_up(n * long(sizeof(T)), 64);
+    return array;
+  }
+};
+
+#if KERNELS_LEVEL >= 2
+// Sums of the lanes of 16 vectors, as the lanes of one.
+KERNELS_INLINE F sum_each(const F (&x)[16]) {
+  F a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++)
+    a[i] = f_add(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]),
+                 _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+  for (int i = 0; i < 4; i++) {
+    const __m512d lo = _mm512_castps_pd(a[2 * i]), hi = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = f_add(_mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi)),
+                 _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi)));
+  }
+  // A 128-bit lane of b[i] now holds sums of vectors 4i … 4i + 3, a quarter each.
+  for (int i = 0; i < 2; i++)
+    c[i] = f_add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
+                 _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+  return f_add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
+}
+#endif
+
+// scores[i] = q · k of position i, for `run` <= RUN positions `stride` numbers apart.
+template <class KV>
+KERNELS_INLINE void scores_f32(const float* q, const KV* k, long stride, long dim, long run,
+                               float* scores) {
+#if KERNELS_LEVEL >= 2
+  F sum[RUN];
+  for (long i = 0; i < RUN; i++) sum[i] = f_zero();
+  for (long i = 0; i < run; i++)
+    f_each(dim, [&](long e, long n) {
+      sum[i] = f_fma(f_get(q + e, n), f_get(k + i * stride + e, n), sum[i]);
+    });
+  f_put(scores, sum_each(sum), run);
+#else
+  for (long i = 0; i < run; i++) {
+    F sum = f_zero();
+    f_each(dim, [&](long e, long n) {
+      sum = f_fma(f_get(q + e, n), f_get(k + i * stride + e, n), sum);
+    });
+    scores[i] = f_sum(sum);
+  }
+#endif
+}
+
+#if KERNELS_LEVEL >= 3
+template <int VECS>
+KERNELS_INLINE void scores_bf16_of(const uint16_t* q, const uint16_t* k, long stride, long run,
+                                   float* scores) {
+  I query[VECS];
+  for (int v = 0; v < VECS; v++) query[v] = i_load(q + 32 * v);
+  F sum[RUN];
+  if (run == RUN) {
+    unrolled<RUN>([&](auto i) {
+      F s = f_zero();
+      for (int v = 0; v < VECS; v++) s = dot_pairs(s, query[v], i_load(k + i.value * stride + 32 * v));
+      sum[i.value] = s;
+    });
+    f_store(scores, sum_each(sum));
+    return;
+  }
+  for (long i = 0; i < RUN; i++) sum[i] = f_zero();
+  for (long i = 0; i < run; i++)
+    for (int v = 0; v < VECS; v++)
+      sum[i] = dot_pairs(sum[i], query[v], i_load(k + i * stride + 32 * v));
+  f_store_n(scores, sum_each(sum), run);
+}
+
+KERNELS_INLINE bool has_dot(long dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; }
+
+KERNELS_INLINE void scores_bf16(const uint16_t* q, const uint16_t* k, long stride, long dim,
+                                long run, float* scores) {
+  if (dim == 64) return scores_bf16_of<2>(q, k, stride, run, scores);
+  if (dim == 128) return scores_bf16_of<4>(q, k, stride, run, scores);
+  if (dim == 96) return scores_bf16_of<3>(q, k, stride, run, scores);
+  if (dim == 32) return scores_bf16_of<1>(q, k, stride, run, scores);
+  scores_bf16_of<8>(q, k, stride, run, scores);
+}
+#endif
+
+// o[g][e] += sum of p[g][i] · v[i][e] for G heads of one group and VECS vectors of e.
+template <int G, int VECS, class KV>
+KERNELS_INLINE void weigh_tile(const float* p, long p_stride, const KV* v, long stride, long run,
+                               float* o, long dim, long lanes) {
+  F sum[G][VECS];
+  for (int g = 0; g < G; g++)
+    for (int j = 0; j < VECS; j++) sum[g][j] = f_get(o + g * dim + j * W, lanes);
+  for (long i = 0; i < run; i++) {
+    F value[VECS];
+    for (int j = 0; j < VECS; j++) value[j] = f_get(v + i * stride + j * W, lanes);
+    for (int g = 0; g < G; g++) {
+      const F weight = f_set(p[g * p_stride + i]);
+      for (int j = 0; j < VECS; j++) sum[g][j] = f_fma(weight, value[j], sum[g][j]);
+    }
+  }
+  for (int g = 0; g < G; g++)
+    for (int j = 0; j < VECS; j++) f_put(o + g * dim + j * W, sum[g][j], lanes);
+}
+
+template <int G, class KV>
+KERNELS_INLINE void weigh_heads(const float* p, long p_stride, const KV* v, long stride, long dim,
+                                long run, float* o) {
+  constexpr int VECS = W == 4 ? 2 : 4;
+  long e = 0;
+  for (; e + VECS * W <= dim; e += VECS * W)
+    weigh_tile<G, VECS>(p, p_stride, v + e, stride, run, o + e, dim, W);
+  for (; e < dim; e += W)
+    weigh_tile<G, 1>(p, p_stride, v + e, stride, run, o + e, dim, least(W, dim - e));
+}
+
+template <class KV>
+KERNELS_INLINE void weigh(const float* p, long p_stride, const KV* v, long stride, long dim,
+                          long run, long group, float* o) {
+  constexpr int G = KERNELS_LEVEL >= 2 ? 3 : 2;
+  long g = 0;
+  for (; g + G <= group; g += G)
+    weigh_heads<G>(p + g * p_stride, p_stride, v, stride, dim, run, o + g * dim);
+  for (; g < group; g++)
+    weigh_heads<1>(p + g * p_stride, p_stride, v, stride, dim, run, o + g * dim);
+}
+
+// Turns `n` scores of one query into weights. Returns what the sums so far are to be scaled by.
+KERNELS_INLINE float soften(float* scores, long n, float scale, float* most, float* sum) {
+  F largest = f_set(*most);
+  const F by = f_set(scale);
+  float tail = *most;
+  f_each(n, [&](long i, long lanes) {
+    const F x = f_mul(f_get(scores + i, lanes), by);
+    f_put(scores + i, x, lanes);
+    if (lanes == W) largest = f_max(x, largest);
+    else
+      for (long j = i; j < n; j++) tail = scores[j] > tail ? scores[j] : tail;
+  });
+  float now = f_most(largest);
+  now = now > tail ? now : tail;
+  F total = f_zero();
+  float total_tail = 0;
+  const F less = f_set(now);
+  f_each(n, [&](long i, long lanes) {
+    const F x = f_exp(f_sub(f_get(scores + i, lanes), less));
+    f_put(scores + i, x, lanes);
+    if (lanes == W) total = f_add(total, x);
+    else
+      for (long j = i; j < n; j++) total_tail += scores[j];
+  });
+  float lanes[W];
+  f_store(lanes, f_exp(f_set(*most - now)));
+  *most = now;
+  *sum = *sum * lanes[0] + f_sum(total) + total_tail;
+  return lanes[0];
+}
+
+KERNELS_INLINE void scale_row(float* x, long n, float by) {
+  f_each(n, [&](long i, long lanes) { f_put(x + i, f_mul(f_get(x + i, lanes), f_set(by)), lanes); });
+}
+
+KERNELS_INLINE void put_row(const Attention& a, long token, long head, const float* x, float by) {
+  const long dim = a.shape.head_dim, at = token * a.o_stride + head * dim;
+  f_each(dim, [&](long i, long lanes) {
+    const F y = f_mul(f_get(x + i, lanes), f_set(by));
+    if (a.o_type == BF16) f_put(static_cast<uint16_t*>(a.o) + at + i, y, lanes);
+    else f_put(static_cast<float*>(a.o) + at + i, y, lanes);
+  });
+}
+
+constexpr float NO_SCORE = -1e30f;  // finite, so that differences of two are numbers
+
+// Calls body(position, cell, positions) for pieces of begin..end that lie together in a block.
+template <class Body>
+KERNELS_INLINE void runs(const int32_t* table, long block_tokens, long begin, long end, Body body) {
+  for (long t = begin; t < end;) {
+    const long block = t / block_tokens, offset = t - block * block_tokens;
+    const long run = least(least(block_tokens - offset, RUN), end - t);
+    body(t, long(table[block]) * block_tokens + offset, run);
+    t += run;
+  }
+}
+
+template <class KV, bool DOT>
+KERNELS_INLINE void decode_as(const Attention& a, const DecodeItem& item) {
+  const long heads = a.shape.heads, kv_heads = a.shape.kv_heads, dim = a.shape.head_dim;
+  const long group = heads / kv_heads, stride = kv_heads * dim;
+  Carver carver{static_cast<char*>(
+      scratch(size_t(heads * (2 * dim * 4 + DECODE_CHUNK * 4 + 2 * 4) + 5 * 64)))};
+  void* q = carver.take<float>(heads * dim);
+  float* scores = carver.take<float>(heads * DECODE_CHUNK);
+  float* o = carver.take<float>(heads * dim);
+  float* most = carver.take<float>(heads);
+  float* sum = carver.take<float>(heads);
+  convert(static_cast<const char*>(a.q) + item.token * a.q_stride * size_of(a.q_type), a.q_type, q,
+          DOT ? BF16 : F32, heads * dim);
+  for (long i = 0; i < heads * dim; i++) o[i] = 0;
+  for (long h = 0; h < heads; h++) most[h] = NO_SCORE, sum[h] = 0;
+  const KV* keys = static_cast<const KV*>(a.k_cache);
+  const KV* values = static_cast<const KV*>(a.v_cache);
+  for (long begin = item.begin; begin < item.end; begin += DECODE_CHUNK) {
+    const long end = least(begin + DECODE_CHUNK, item.end);
+    runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
+      for (long kv = 0; kv < kv_heads; kv++)
+        for (long g = kv * group; g < (kv + 1) * group; g++) {
+          const KV* k = keys + cell * stride + kv * dim;
+          float* to = scores + g * DECODE_CHUNK + (t - begin);
+#if KERNELS_LEVEL >= 3
+          if constexpr (DOT) {
+            scores_bf16(static_cast<const uint16_t*>(q) + g * dim, k, stride, dim, run, to);
+            continue;
+          }
+#endif
+          scores_f32(static_cast<const float*>(q) + g * dim, k, stride, dim, run, to);
+        }
+    });
+    for (long h = 0; h < heads; h++) {
+      const float by = soften(scores + h * DECODE_CHUNK, end - begin, a.scale, most + h, sum + h);
+      if (begin > item.begin && by != 1.0f) scale_row(o + h * dim, dim, by);
+    }
+    runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
+      for (long kv = 0; kv < kv_heads; kv++)
+        weigh(scores + kv * group * DECODE_CHUNK + (t - begin), DECODE_CHUNK,
+              values + cell * stride + kv * dim, stride, dim, run, group, o + kv * group * dim);
+    });
+  }
+  if (item.partial == nullptr) {
+    for (long h = 0; h < heads; h++) put_row(a, item.token, h, o + h * dim, 1.0f / sum[h]);
+    return;
+  }
+  __builtin_memcpy(item.partial, most, size_t(heads) * 4);
+  __builtin_memcpy(item.partial + heads, sum, size_t(heads) * 4);
+  __builtin_memcpy(item.partial + 2 * heads, o, size_t(heads * dim) * 4);
+}
+
+void decode(const Attention& a, const DecodeItem& item) {
+  if (a.kv_type == F32) return decode_as<float, false>(a, item);
+#if KERNELS_LEVEL >= 3
+  if (has_dot(a.shape.head_dim)) return decode_as<uint16_t, true>(a, item);
+#endif
+  decode_as<uint16_t, false>(a, item);
+}
+
+// Joins `count` partial results of one query token, which lie one after another.
+void merge(const Attention& a, long token, const float* partials, int count) {
+  const long heads = a.shape.heads, dim = a.shape.head_dim, size = partial_floats(a.shape);
+  float* o = static_cast<float*>(scratch(size_t(dim) * 4));
+  for (long h = 0; h < heads; h++) {
+    float most = NO_SCORE, sum = 0;
+    for (int c = 0; c < count; c++)
+      most = partials[c * size + h] > most ? partials[c * size + h] : most;
+    for (long e = 0; e < dim; e++) o[e] = 0;
+    for (int c = 0; c < count; c++) {
+      const float* partial = partials + c * size;
+      float by[W];
+      f_store(by, f_exp(f_set(partial[h] - most)));
+      sum += partial[heads + h] * by[0];
+      const float* from = partial + 2 * heads + h * dim;
+      f_each(dim, [&](long i, long n) {
+        f_put(o + i, f_fma(f_get(from + i, n), f_set(by[0]), f_get(o + i, n)), n);
+      });
+    }
+    put_row(a, token, h, o, 1.0f / sum);
+  }
+}
+
+// Keys of `n` positions as panels of weights of which each position is an output.
+KERNELS_INLINE void pack_key(const uint16_t* k, long dim, uint32_t* panel, long column) {
+  for (long e = 0; e < dim; e += 2) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, k + e, 4);
+    panel[e / 2 * PANEL + column] = pair;
+  }
+}
+template <class KV>
+KERNELS_INLINE void pack_key(const KV* k, long dim, float* panel, long column) {
+  for (long e = 0; e < dim; e++) panel[e * PANEL + column] = one_f32(k[e]);
+}
+
+#if KERNELS_LEVEL >= 2
+// A square of 16 rows of 16 32-bit numbers, transposed.
+KERNELS_INLINE void transpose_16(const char* from, long stride, uint32_t* to, long to_stride) {
+  I r[16], s[16];
+  for (int i = 0; i < 16; i++) r[i] = i_load(from + i * stride);
+  for (int i = 0; i < 8; i++) {
+    s[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    s[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(s[4 * i], s[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(s[4 * i], s[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(s[4 * i + 1], s[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(s[4 * i + 1], s[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    s[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    s[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    s[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    s[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; i++) {
+    _mm512_storeu_si512(to + i * to_stride, _mm512_shuffle_i32x4(s[i], s[i + 8], 0x88));
+    _mm512_storeu_si512(to + (i + 8) * to_stride, _mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd));
+    _mm512_storeu_si512(to + (i + 4) * to_stride, _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0x88));
+    _mm512_storeu_si512(to + (i + 12) * to_stride, _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0xdd));
+  }
+}
+#endif
+
+// The packed form of a chunk: of bf16 pairs where the dot product of pairs is used, else float32.
+template <class KV, bool DOT>
+struct Chunk {
+  using Number = uint32_t;
+};
+template <class KV>
+struct Chunk<KV, false> {
+  using Number = float;
+};
+
+template <class KV, bool DOT, class Number>
+KERNELS_INLINE void pack_keys(const KV* keys, const PrefillItem& item, const Attention& a,
+                              long begin, long end, Number* packed) {
+  const long dim = a.shape.head_dim, stride = long(a.shape.kv_heads) * dim;
+  const long panel = (DOT ? dim / 2 : dim) * PANEL;
+  if ((end - begin) % PANEL != 0)
+    for (long i = 0, n = round_up(end - begin, PANEL) * panel / PANEL; i < n; i++) packed[i] = 0;
+  runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
+    const KV* k = keys + cell * stride + item.kv_head * dim;
+    const long at = t - begin;
+#if KERNELS_LEVEL >= 2
+    Number* to = packed + at / PANEL * panel;
+    if (sizeof(KV) * (DOT ? 2 : 1) == 4 && run == RUN && at % RUN == 0 && panel % (16 * PANEL) == 0) {
+      for (long e = 0; e < panel / PANEL; e += 16)
+        transpose_16(reinterpret_cast<const char*>(k) + e * 4, stride * long(sizeof(KV)),
+                     reinterpret_cast<uint32_t*>(to) + e * PANEL + at % PANEL, PANEL);
+      return;
+    }
+#endif
+    for (long i = 0; i < run; i++)
+      pack_key(k + i * stride, dim, packed + (at + i) / PANEL * panel, (at + i) % PANEL);
+  });
+}
+
+// Values as panels of weights of which each position is an input.
+template <class KV, bool DOT, class Number>
+KERNELS_INLINE void pack_values(const KV* values, const PrefillItem& item, const Attention& a,
+                                long begin, long end, Number* packed) {
+  const long dim = a.shape.head_dim, stride = long(a.shape.kv_heads) * dim;
+  const long inputs = DOT ? PREFILL_CHUNK / 2 : PREFILL_CHUNK;
+  const long panels = round_up(dim, PANEL) / PANEL;
+  if (DOT || dim % PANEL != 0)
+    for (long i = 0; i < panels * inputs * PANEL; i++) packed[i] = 0;
+  runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
+    for (long i = 0; i < run; i++) {
+      const KV* v = values + (cell + i) * stride + item.kv_head * dim;
+      const long at = t - begin + i;
+      for (long p = 0; p < panels; p++) {
+        const long columns = least(PANEL, dim - p * PANEL);
+        Number* to = packed + (p * inputs + (DOT ? at / 2 : at)) * PANEL;
+        if constexpr (DOT) {
+          // Pairs of positions: the even one in the lower half.
+          const uint32_t shift = at % 2 * 16;
+          for (long c = 0; c < columns; c++) to[c] |= uint32_t(v[p * PANEL + c]) << shift;
+        } else {
+          for (long c = 0; c < columns; c++) to[c] = one_f32(v[p * PANEL + c]);
+        }
+      }
+    }
+  });
+}
+
+template <bool DOT>
+KERNELS_INLINE void tile_any(long rows, const Tile& tile) {
+#if KERNELS_LEVEL >= 3
+  if constexpr (DOT) return tile_bf_bf(rows, tile);
+#endif
+  tile_f_f(rows, tile);
+}
+
+template <class KV, bool DOT>
+KERNELS_INLINE void prefill_as(const Attention& a, const PrefillItem& item) {
+  using Number = typename Chunk<KV, DOT>::Number;
+  constexpr long A_BYTES = DOT ? 2 : 4;
+  const long dim = a.shape.head_dim, group = a.shape.heads / a.shape.kv_heads;
+  const long rows = item.tokens * group, wide = round_up(dim, PANEL);
+  const long inputs = DOT ? PREFILL_CHUNK / 2 : PREFILL_CHUNK;
+  Carver carver{static_cast<char*>(scratch(size_t(
+      rows * (dim * A_BYTES + PREFILL_CHUNK * (4 + A_BYTES) + wide * 4 + 8) +
+      PREFILL_CHUNK * dim * 4 + wide * PREFILL_CHUNK * 4 + 8 * 64)))};
+  char* q = carver.take<char>(rows * dim * A_BYTES);
+  float* scores = carver.take<float>(rows * PREFILL_CHUNK);
+  char* weights = carver.take<char>(rows * PREFILL_CHUNK * A_BYTES);
+  float* o = carver.take<float>(rows * wide);
+  float* most = carver.take<float>(rows);
+  float* sum = carver.take<float>(rows);
+  Number* keys = carver.take<Number>(PREFILL_CHUNK * dim);
+  Number* values = carver.take<Number>(wide * PREFILL_CHUNK);
+  // Row r is query token r / group, head r % group of the group.
+  for (long i = 0; i < item.tokens; i++)
+    convert(static_cast<const char*>(a.q) +
+                ((item.token + i) * a.q_stride + item.kv_head * group * dim) * size_of(a.q_type),
+            a.q_type, q + i * group * dim * A_BYTES, DOT ? BF16 : F32, group * dim);
+  for (long i = 0; i < rows * wide; i++) o[i] = 0;
+  for (long r = 0; r < rows; r++) most[r] = NO_SCORE, sum[r] = 0;
+  const long first = a.window > 0 && item.position - a.window + 1 > 0 ? item.position - a.window + 1 : 0;
+  const long last = item.position + item.tokens;
+  for (long begin = first; begin < last; begin += PREFILL_CHUNK) {
+    const long end = least(begin + PREFILL_CHUNK, last), n = end - begin;
+    pack_keys<KV, DOT>(static_cast<const KV*>(a.k_cache), item, a, begin, end, keys);
+    pack_values<KV, DOT>(static_cast<const KV*>(a.v_cache), item, a, begin, end, values);
+    Tile tile{};
+    tile.lda = dim;
+    tile.k = dim;
+    tile.ldo = PREFILL_CHUNK;
+    for (long r = 0; r < rows; r += ROWS_MAX)
+      for (long p = 0; p * PANEL < n; p++) {
+        tile.a = q + r * dim * A_BYTES;
+        tile.panel = keys + p * (DOT ? dim / 2 : dim) * PANEL;
+        tile.prefetch = static_cast<const char*>(tile.panel);
+        tile.out = scores + r * PREFILL_CHUNK + p * PANEL;
+        tile_any<DOT>(least(ROWS_MAX, rows - r), tile);
+      }
+    for (long r = 0; r < rows; r++) {
+      const long position = item.position + r / group;
+      float* row = scores + r * PREFILL_CHUNK;
+      char* to = weights + r * PREFILL_CHUNK * A_BYTES;
+      const long seen = least(end, position + 1) - begin;
+      long from = a.window > 0 ? position - a.window + 1 - begin : 0;
+      if (from < 0) from = 0;
+      if (from >= seen) {
+        __builtin_memset(to, 0, PREFILL_CHUNK * A_BYTES);
+        continue;
+      }
+      for (long i = 0; i < from; i++) row[i] = 0;
+      const float by = soften(row + from, seen - from, a.scale, most + r, sum + r);
+      for (long i = seen; i < round_up(n, 2); i++) row[i] = 0;
+      if (begin > first && by != 1.0f) scale_row(o + r * wide, wide, by);
+      convert(row, F32, to, DOT ? BF16 : F32, round_up(n, 2));
+    }
+    tile.lda = PREFILL_CHUNK;
+    tile.k = DOT ? round_up(n, 2) : n;
+    tile.ldo = wide;
+    tile.accumulate = true;
+    for (long r = 0; r < rows; r += ROWS_MAX)
+      for (long p = 0; p * PANEL < wide; p++) {
+        tile.a = weights + r * PREFILL_CHUNK * A_BYTES;
+        tile.panel = values + p * inputs * PANEL;
+        tile.prefetch = static_cast<const char*>(tile.panel);
+        tile.out = o + r * wide + p * PANEL;
+        tile_any<DOT>(least(ROWS_MAX, rows - r), tile);
+      }
+  }
+  for (long r = 0; r < rows; r++)
+    put_row(a, item.token + r / group, item.kv_head * group + r % group, o + r * wide, 1.0f / sum[r]);
+}
+
+void prefill(const Attention& a, const PrefillItem& item) {
+  if (a.kv_type == F32) return prefill_as<float, false>(a, item);
+  prefill_as<uint16_t, (KERNELS_LEVEL >= 3)>(a, item);
+}
