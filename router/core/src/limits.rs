@@ -37,6 +37,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The watermark unless told: 5 % of the blocks.
+    pub fn default_watermark(blocks: Blocks) -> Blocks {
+        Blocks(blocks.0.div_ceil(20))
+    }
+
     /// Blocks a sequence can own: all but scrap.
     pub fn blocks_usable(&self) -> Blocks {
         Blocks(self.blocks.0.saturating_sub(1))

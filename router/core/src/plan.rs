@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ids::{Generation, SlotId, StateSlot, StepId, TokenId, Tokens};
+use crate::ids::{BlockId, Generation, SlotId, StateSlot, StepId, TokenId, Tokens};
 use crate::request::{Sampling, TraceContext};
 
 /// Bits of [`StepPlan::row_flags`], as on the wire.
@@ -79,6 +79,61 @@ impl StepPlan {
     pub fn rows(&self) -> usize {
         self.row_slot.len()
     }
+
+    /// Empties every column and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.release_slot.clear();
+        self.bindings.clear();
+        self.zero_block.clear();
+        self.append_slot.clear();
+        self.append_at.clear();
+        self.append_len.clear();
+        self.append_block.clear();
+        self.row_slot.clear();
+        self.row_start.clear();
+        self.row_len.clear();
+        self.row_flags.clear();
+        self.token_id.clear();
+        self.trace_row.clear();
+        self.trace_context.clear();
+    }
+
+    /// Appends `blocks` to the table of `slot`, the first at index `at`.
+    pub(crate) fn append(&mut self, slot: SlotId, at: usize, blocks: &[BlockId]) {
+        if blocks.is_empty() {
+            return;
+        }
+        let column = |n: usize| i32::try_from(n).expect("a table is shorter than the pool");
+        self.append_slot.push(slot.0.cast_signed());
+        self.append_at.push(column(at));
+        self.append_len.push(column(blocks.len()));
+        self.append_block
+            .extend(blocks.iter().map(|block| block.0.cast_signed()));
+    }
+
+    /// Adds a row; `tokens` are the ids that it carries, none for a row that reads its slot.
+    pub(crate) fn row(&mut self, row: Row, tokens: &[TokenId], trace: Option<TraceContext>) {
+        if let Some(context) = trace {
+            let at = i32::try_from(self.rows()).expect("a step has fewer rows than tokens");
+            self.trace_row.push(at);
+            self.trace_context.push(context);
+        }
+        self.row_slot.push(row.slot.0.cast_signed());
+        self.row_start.push(row.start.0.cast_signed());
+        self.row_len.push(row.len.0.cast_signed());
+        self.row_flags.push(row.flags);
+        self.token_id
+            .extend(tokens.iter().map(|token| token.0.cast_signed()));
+    }
+}
+
+/// One entry of the `row_*` columns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) slot: SlotId,
+    pub(crate) start: Tokens,
+    pub(crate) len: Tokens,
+    pub(crate) flags: i32,
 }
 
 /// Bits of [`StepResult::row_flags`], as on the wire.
@@ -115,4 +170,3 @@ pub struct StepResult {
     /// Of the plan's bytes, slot lengths and NaN flags; equal on every rank.
     pub digest: u64,
 }
-

@@ -62,7 +62,9 @@ impl Default for Sampling {
 impl Sampling {
     /// Whether the shard needs every token so far (R6: a prefix hit hides them from it).
     pub fn needs_history(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+        self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
     }
 }
 
@@ -112,7 +114,9 @@ pub enum RequestError {
         tokens_max: u32,
     },
     /// Prompt plus new tokens exceed what one sequence may hold.
-    #[error("`inputs` tokens + `max_new_tokens` must be <= {tokens_max}. Given: {prompt} `inputs` tokens and {new} `max_new_tokens`")]
+    #[error(
+        "`inputs` tokens + `max_new_tokens` must be <= {tokens_max}. Given: {prompt} `inputs` tokens and {new} `max_new_tokens`"
+    )]
     TotalTooLong {
         /// Prompt tokens.
         prompt: u32,
@@ -145,16 +149,26 @@ impl Request {
             return Err(RequestError::EmptyPrompt);
         }
         if prompt >= total_max {
-            return Err(RequestError::PromptTooLong { tokens: prompt, tokens_max: total_max.saturating_sub(1) });
+            return Err(RequestError::PromptTooLong {
+                tokens: prompt,
+                tokens_max: total_max.saturating_sub(1),
+            });
         }
         if let Some(id) = spec.prompt.iter().find(|id| id.0 >= limits.vocab_size) {
-            return Err(RequestError::UnknownToken { id: id.0, vocab_size: limits.vocab_size });
+            return Err(RequestError::UnknownToken {
+                id: id.0,
+                vocab_size: limits.vocab_size,
+            });
         }
         let room = total_max - prompt;
         let tokens_max = match spec.tokens_max {
             Some(Tokens(0)) => return Err(RequestError::NoNewTokens),
             Some(Tokens(new)) if new > room => {
-                return Err(RequestError::TotalTooLong { prompt, new, tokens_max: total_max });
+                return Err(RequestError::TotalTooLong {
+                    prompt,
+                    new,
+                    tokens_max: total_max,
+                });
             }
             Some(tokens) => tokens,
             None => Tokens(room),

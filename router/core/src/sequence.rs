@@ -1,0 +1,180 @@
+//! One sequence, from `admit` to its end: its tokens, its state, and every transition.
+
+use crate::event::FinishReason;
+use crate::ids::{Generation, SeqId, SlotId, TokenId, Tokens};
+use crate::kv::Taint;
+use crate::kv::table::BlockTable;
+use crate::request::Request;
+
+/// What a sequence holds while it runs.
+#[derive(Debug)]
+pub(crate) struct Binding {
+    pub(crate) slot: SlotId,
+    pub(crate) generation: Generation,
+    pub(crate) table: BlockTable,
+    /// Cells that plans so far write: the next row starts here.
+    pub(crate) planned: Tokens,
+    /// Sampled rows in flight.
+    pub(crate) in_flight: u32,
+    /// Leading cells over which a token was drawn and it was a number.
+    pub(crate) proven: Tokens,
+}
+
+/// Where a sequence is in its life. One that has ended is gone.
+#[derive(Debug)]
+pub(crate) enum SeqState {
+    /// In the queue; holds nothing on the shards.
+    Waiting,
+    /// Tokens that are known are being computed, chunk by chunk.
+    Prefilling(Binding),
+    /// Every known token is planned; each row takes the slot's last token and draws the next.
+    Decoding(Binding),
+}
+
+/// What a row of a sequence computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Prefill,
+    Decode,
+}
+
+/// A sequence. Its tokens survive whatever happens on the shards.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SeqId,
+    pub(crate) request: Request,
+    /// Prompt and committed tokens.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) state: SeqState,
+    /// `Started` has been told.
+    pub(crate) started: bool,
+    /// It lost its blocks to others and waits to recover (R6).
+    pub(crate) preempted: bool,
+    /// It was sent back because of a NaN in a block that it leased, and leases only proven ones (R10).
+    pub(crate) wary: bool,
+    /// Prompt tokens whose log-probabilities have been told.
+    pub(crate) logprobs_told: Tokens,
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    pub(crate) fn new(id: SeqId, request: Request) -> Self {
+        Self {
+            id,
+            tokens: request.prompt.to_vec(),
+            request,
+            state: SeqState::Waiting,
+            started: false,
+            preempted: false,
+            wary: false,
+            logprobs_told: Tokens(0),
+        }
+    }
+
+    /// Tokens known so far.
+    pub(crate) fn len(&self) -> Tokens {
+        Tokens(u32::try_from(self.tokens.len()).expect("a request is shorter than its limits"))
+    }
+
+    pub(crate) fn prompt_len(&self) -> Tokens {
+        let len = self.request.prompt.len();
+        Tokens(u32::try_from(len).expect("a request is shorter than its limits"))
+    }
+
+    /// New tokens committed.
+    pub(crate) fn generated(&self) -> u32 {
+        self.len().0 - self.prompt_len().0
+    }
+
+    /// Whether log-probabilities of the prompt are still to be told: no prefix match then (R5).
+    pub(crate) fn owes_logprobs(&self) -> bool {
+        self.request.prompt_logprobs && self.logprobs_told < self.prompt_len()
+    }
+
+    /// Whether another row may draw a token: not beyond the last that was asked for.
+    pub(crate) fn wants_decode(&self) -> bool {
+        match &self.state {
+            SeqState::Decoding(binding) => {
+                self.generated() + binding.in_flight < self.request.tokens_max.0
+            }
+            SeqState::Waiting | SeqState::Prefilling(_) => false,
+        }
+    }
+
+    pub(crate) fn binding(&self) -> Option<&Binding> {
+        match &self.state {
+            SeqState::Prefilling(binding) | SeqState::Decoding(binding) => Some(binding),
+            SeqState::Waiting => None,
+        }
+    }
+
+    /// The binding of a sequence that is known to run.
+    pub(crate) fn running(&self) -> &Binding {
+        self.binding()
+            .expect("only running sequences are asked; this is a router bug")
+    }
+
+    /// The binding of a sequence that is known to run.
+    pub(crate) fn running_mut(&mut self) -> &mut Binding {
+        match &mut self.state {
+            SeqState::Prefilling(binding) | SeqState::Decoding(binding) => binding,
+            SeqState::Waiting => panic!("only running sequences are asked; this is a router bug"),
+        }
+    }
+
+    pub(crate) fn is_prefilling(&self) -> bool {
+        matches!(self.state, SeqState::Prefilling(_))
+    }
+
+    /// `Waiting` to `Prefilling`: a slot is bound, the table holds what the tree had.
+    pub(crate) fn bind(&mut self, binding: Binding) {
+        debug_assert!(matches!(self.state, SeqState::Waiting));
+        self.state = SeqState::Prefilling(binding);
+    }
+
+    /// `Prefilling` to `Decoding`: the last known token is planned.
+    pub(crate) fn prefilled(&mut self) {
+        if let SeqState::Prefilling(binding) = std::mem::replace(&mut self.state, SeqState::Waiting)
+        {
+            self.state = SeqState::Decoding(binding);
+        } else {
+            panic!("only a prefilling sequence ends its prefill; this is a router bug");
+        }
+    }
+
+    /// Back to `Waiting`, or to its end: gives up what it holds, if it holds anything.
+    pub(crate) fn unbind(&mut self) -> Option<Binding> {
+        match std::mem::replace(&mut self.state, SeqState::Waiting) {
+            SeqState::Prefilling(binding) | SeqState::Decoding(binding) => Some(binding),
+            SeqState::Waiting => None,
+        }
+    }
+
+    /// Why the sequence ends with its newest token, if it does: length first, as in TGI.
+    pub(crate) fn end(&self, ending_first: bool, more: u32) -> Option<FinishReason> {
+        let last = self.tokens.last()?;
+        let length = self.generated() >= self.request.tokens_max.0 + more;
+        let ending = self.request.ending.contains(last);
+        match (length, ending) {
+            (true, true) if ending_first => Some(FinishReason::EndOfText),
+            (true, _) => Some(FinishReason::Length),
+            (false, true) => Some(FinishReason::EndOfText),
+            (false, false) => None,
+        }
+    }
+}
+
+// === impl Binding ===
+
+impl Binding {
+    /// What is known of the cells when they are given back in good order. Without a drawn token
+    /// nothing is; after one, only rows still in flight could spoil a cell, and those are watched.
+    pub(crate) fn taint(&self) -> Taint {
+        if self.proven == Tokens(0) {
+            Taint::Suspect
+        } else {
+            Taint::Clean
+        }
+    }
+}

@@ -1,0 +1,656 @@
+//! The referee: a shard made of hashes.
+//!
+//! Each KV cell stores the hash of the whole prefix that produced it. Executing a plan writes cells,
+//! then checks that every row reads exactly its own prefix, that no two rows write one cell, and that
+//! slots are bound and released in order; the "model" returns a token computed from that hash. So any
+//! mistake of the scheduler, the allocator or the tree is a panic here, with a sentence, or a token
+//! that differs from [`Model::generate`].
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashSet;
+
+use crate::event::FinishReason;
+use crate::ids::{Generation, StateSlot, StepId, TokenId, Tokens};
+use crate::limits::Limits;
+use crate::plan::{SlotBinding, StepPlan, StepResult, result_flag, row_flag};
+use crate::request::{RequestSpec, Sampling};
+
+/// The hash of no tokens.
+const EMPTY: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// The hash of a prefix that is one token longer.
+#[must_use]
+pub fn extend(hash: u64, token: TokenId) -> u64 {
+    mix(hash.rotate_left(23) ^ u64::from(token.0).wrapping_mul(0xD6E8_FEB8_6659_FD93))
+}
+
+/// What the "model" says after a prefix. A pure function, shared by the referee and the oracle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Model {
+    /// Ids are below this.
+    pub vocab_size: u32,
+    /// When set: that token, and one draw in how many is it.
+    pub end_of_text: Option<(TokenId, u32)>,
+}
+
+/// A draw that is about to happen, for scripts.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw<'a> {
+    /// The step.
+    pub step: StepId,
+    /// The row.
+    pub row: usize,
+    /// Its slot's binding.
+    pub binding: &'a SlotBinding,
+    /// Hash of every token so far.
+    pub prefix: u64,
+    /// The position of the token to draw.
+    pub position: Tokens,
+}
+
+/// Decides single draws instead of the model: `None` leaves it to the model.
+pub type Script = Box<dyn FnMut(&Draw<'_>) -> Option<TokenId> + Send>;
+
+/// How a row is made to go wrong (R10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The row's logits hold a NaN; its cells are fine.
+    Logits,
+    /// Every cell that the row writes holds a NaN.
+    Cells,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    /// Zeroed, or never written.
+    Zero,
+    /// The hash of the prefix up to here, and its last token.
+    Prefix(u64, TokenId),
+    Nan,
+}
+
+#[derive(Debug)]
+struct Slot {
+    binding: Option<SlotBinding>,
+    generation: Generation,
+    table: Vec<u32>,
+    /// Cells written by this binding's rows, or leased and passed over.
+    length: u32,
+    last_token: Option<TokenId>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct RowView {
+    row: usize,
+    slot: usize,
+    start: u32,
+    len: u32,
+    flags: i32,
+    /// Where its ids start in `token_id`.
+    token_at: usize,
+}
+
+/// The fake shard. A pure value: what it returns depends on the plans alone.
+pub struct Referee {
+    limits: Limits,
+    model: Model,
+    script: Option<Script>,
+    faults: Vec<(usize, Fault)>,
+    next_step: StepId,
+    /// Plans received and not executed.
+    pending: VecDeque<StepPlan>,
+    slots: Vec<Slot>,
+    cells: Vec<Cell>,
+}
+
+// === impl Model ===
+
+impl Model {
+    /// No end of text.
+    #[must_use]
+    pub fn new(vocab_size: u32) -> Self {
+        Self {
+            vocab_size,
+            end_of_text: None,
+        }
+    }
+
+    /// Draws `token` once in `one_in` draws.
+    #[must_use]
+    pub fn with_end_of_text(self, token: TokenId, one_in: u32) -> Self {
+        Self {
+            end_of_text: Some((token, one_in)),
+            ..self
+        }
+    }
+
+    /// The token after a prefix: greedy depends on the prefix alone, else on the seed too.
+    #[must_use]
+    pub fn draw(&self, prefix: u64, sampling: &Sampling) -> TokenId {
+        let seed = if sampling.temperature == 0.0 {
+            0
+        } else {
+            sampling.seed.wrapping_add(1)
+        };
+        let bits = mix(prefix ^ seed.wrapping_mul(0x2545_F491_4F6C_DD1D));
+        match self.end_of_text {
+            Some((token, one_in)) if (bits >> 32) % u64::from(one_in) == 0 => token,
+            Some(_) | None => TokenId(below(bits, self.vocab_size)),
+        }
+    }
+
+    /// The log-probability of the token that a prefix ends with.
+    #[must_use]
+    pub fn logprob(&self, prefix: u64) -> f32 {
+        -(below(mix(!prefix), 1024) as f32) / 64.0
+    }
+
+    /// What a request generates, computed without cache, batch or schedule: the oracle.
+    #[must_use]
+    pub fn generate(&self, spec: &RequestSpec, tokens_max: Tokens) -> (Vec<TokenId>, FinishReason) {
+        let mut prefix = spec
+            .prompt
+            .iter()
+            .fold(EMPTY, |hash, &token| extend(hash, token));
+        let mut tokens = Vec::new();
+        loop {
+            let token = self.draw(prefix, &spec.sampling);
+            tokens.push(token);
+            if tokens.len() == tokens_max.0 as usize {
+                return (tokens, FinishReason::Length);
+            }
+            if spec.ending.contains(&token) {
+                return (tokens, FinishReason::EndOfText);
+            }
+            prefix = extend(prefix, token);
+        }
+    }
+
+    /// The log-probabilities of a prompt; the first is NaN.
+    #[must_use]
+    pub fn prompt_logprobs(&self, prompt: &[TokenId]) -> Vec<f32> {
+        let mut prefix = EMPTY;
+        let mut logprobs = Vec::with_capacity(prompt.len());
+        for &token in prompt {
+            prefix = extend(prefix, token);
+            logprobs.push(if logprobs.is_empty() {
+                f32::NAN
+            } else {
+                self.logprob(prefix)
+            });
+        }
+        logprobs
+    }
+}
+
+// === impl Referee ===
+
+impl Referee {
+    /// A zeroed shard that expects step `first_step`.
+    #[must_use]
+    pub fn new(limits: &Limits, model: Model, first_step: StepId) -> Self {
+        let cells = limits.block_size.span(limits.blocks).0 as usize;
+        let slot = |_| Slot {
+            binding: None,
+            generation: Generation(0),
+            table: Vec::new(),
+            length: 0,
+            last_token: None,
+        };
+        Self {
+            slots: (0..limits.slots).map(slot).collect(),
+            limits: limits.clone(),
+            model,
+            script: None,
+            faults: Vec::new(),
+            next_step: first_step,
+            pending: VecDeque::new(),
+            cells: vec![Cell::Zero; cells],
+        }
+    }
+
+    /// Lets `script` decide single draws.
+    pub fn set_script(&mut self, script: Script) {
+        self.script = Some(script);
+    }
+
+    /// Makes row `row` of the next step that is executed go wrong.
+    pub fn inject(&mut self, row: usize, fault: Fault) {
+        self.faults.push((row, fault));
+    }
+
+    /// Receives and executes a plan at once.
+    ///
+    /// # Panics
+    /// When the plan breaks a rule.
+    pub fn execute(&mut self, plan: &StepPlan) -> StepResult {
+        self.receive(plan.clone());
+        let result = self.step();
+        result.expect("a plan was just received")
+    }
+
+    /// Receives a plan: what can be judged without running it.
+    ///
+    /// # Panics
+    /// When the plan breaks R1 or R4, or its columns do not fit together.
+    pub fn receive(&mut self, plan: StepPlan) {
+        assert_eq!(
+            plan.step, self.next_step,
+            "R1: steps come in order and without gaps"
+        );
+        self.next_step = plan.step.next();
+        for binding in &plan.bindings {
+            let slot = binding.slot.0.cast_signed();
+            for earlier in &self.pending {
+                assert!(
+                    !earlier.row_slot.contains(&slot),
+                    "R4: step {} binds slot {slot}, which step {} in flight names",
+                    plan.step,
+                    earlier.step
+                );
+            }
+        }
+        let rows = plan.rows();
+        assert!(rows > 0, "step {} has no rows", plan.step);
+        assert_eq!(
+            plan.row_start.len(),
+            rows,
+            "row_start is a column of the rows"
+        );
+        assert_eq!(plan.row_len.len(), rows, "row_len is a column of the rows");
+        assert_eq!(
+            plan.row_flags.len(),
+            rows,
+            "row_flags is a column of the rows"
+        );
+        let tokens: u32 = plan.row_len.iter().map(|&len| unsigned(len)).sum();
+        let tokens_max = self.limits.step_tokens_max;
+        assert!(
+            tokens <= tokens_max.0,
+            "step {} has {tokens} tokens of {tokens_max}",
+            plan.step
+        );
+        self.pending.push_back(plan);
+    }
+
+    /// Executes the oldest plan received; `None` when there is none.
+    ///
+    /// # Panics
+    /// When the plan breaks a rule.
+    pub fn step(&mut self) -> Option<StepResult> {
+        let plan = self.pending.pop_front()?;
+        self.release(&plan);
+        self.bind(&plan);
+        for &block in &plan.zero_block {
+            let at = self.cell(unsigned(block), 0);
+            let len = self.limits.block_size.tokens().0 as usize;
+            self.cells[at..at + len].fill(Cell::Zero);
+        }
+        self.append(&plan);
+        let rows = self.views(&plan);
+        let before = self.read_before(&rows);
+        let mut written = FxHashSet::default();
+        for &view in &rows {
+            self.write(&plan, view, &mut written);
+        }
+        if !self.limits.share_within_step {
+            for (view, seen) in rows.iter().zip(before) {
+                let now = self.prefix(*view);
+                assert_eq!(
+                    seen, now,
+                    "R5: a row reads a cell that another row of its step writes"
+                );
+            }
+        }
+        Some(self.sample(&plan, &rows))
+    }
+
+    fn release(&mut self, plan: &StepPlan) {
+        for &slot in &plan.release_slot {
+            let entry = &mut self.slots[unsigned(slot) as usize];
+            assert!(
+                entry.binding.take().is_some(),
+                "slot {slot} is released and was not bound"
+            );
+            entry.table.clear();
+        }
+    }
+
+    fn bind(&mut self, plan: &StepPlan) {
+        for binding in &plan.bindings {
+            let slot = binding.slot;
+            let mut others = self.slots.iter().filter_map(|slot| slot.binding.as_ref());
+            let taken = |other: &SlotBinding| {
+                self.limits.state_slots > 0
+                    && other.sampling.needs_history()
+                    && other.state_slot == binding.state_slot
+            };
+            let needs_state = binding.sampling.needs_history();
+            assert!(
+                !needs_state || !others.any(taken),
+                "two slots have one sampling state"
+            );
+            assert_eq!(
+                needs_state,
+                !binding.history.is_empty(),
+                "history goes with penalties"
+            );
+            assert!(
+                needs_state || binding.state_slot == StateSlot(0),
+                "state without need"
+            );
+            let entry = &mut self.slots[slot.0 as usize];
+            assert!(
+                entry.binding.is_none(),
+                "slot {slot} is bound and was not released"
+            );
+            assert!(
+                entry.generation < binding.generation,
+                "slot {slot} repeats a generation"
+            );
+            entry.generation = binding.generation;
+            entry.binding = Some(binding.clone());
+            entry.table.clear();
+            entry.length = 0;
+            entry.last_token = None;
+        }
+    }
+
+    fn append(&mut self, plan: &StepPlan) {
+        let mut blocks = plan.append_block.iter();
+        let appends = plan
+            .append_slot
+            .iter()
+            .zip(&plan.append_at)
+            .zip(&plan.append_len);
+        for ((&slot, &at), &len) in appends {
+            let entry = &mut self.slots[unsigned(slot) as usize];
+            assert!(
+                entry.binding.is_some(),
+                "blocks are appended to slot {slot}, which is free"
+            );
+            assert_eq!(
+                unsigned(at) as usize,
+                entry.table.len(),
+                "slot {slot} has a gap in its table"
+            );
+            for &block in blocks.by_ref().take(unsigned(len) as usize) {
+                let block = unsigned(block);
+                assert!(
+                    block != 0 && block < self.limits.blocks.0,
+                    "nobody may own block {block}"
+                );
+                assert!(
+                    !entry.table.contains(&block),
+                    "slot {slot} has block {block} twice"
+                );
+                entry.table.push(block);
+            }
+        }
+        assert!(
+            blocks.next().is_none(),
+            "more blocks are appended than counted"
+        );
+    }
+
+    /// The rows, checked against the slots.
+    fn views(&self, plan: &StepPlan) -> Vec<RowView> {
+        let mut token_at = 0;
+        let mut seen = FxHashSet::default();
+        let mut views = Vec::with_capacity(plan.rows());
+        for row in 0..plan.rows() {
+            let slot = unsigned(plan.row_slot[row]) as usize;
+            let (start, len) = (unsigned(plan.row_start[row]), unsigned(plan.row_len[row]));
+            let flags = plan.row_flags[row];
+            let entry = &self.slots[slot];
+            assert!(
+                entry.binding.is_some(),
+                "row {row} is of slot {slot}, which is not bound"
+            );
+            assert!(seen.insert(slot), "slot {slot} has two rows in one step");
+            assert!(len > 0, "row {row} computes nothing");
+            let room = entry.table.len() * self.limits.block_size.tokens().0 as usize;
+            assert!(
+                (start + len) as usize <= room,
+                "row {row} writes beyond its table"
+            );
+            if flags & row_flag::FROM_SLOT != 0 {
+                assert_eq!(len, 1, "row {row} takes one token from its slot");
+                assert!(
+                    entry.last_token.is_some(),
+                    "slot {slot} has no last token yet"
+                );
+            }
+            if start != entry.length {
+                // A match was leased: at the start, or between chunks that end with a block (R5).
+                let bs = self.limits.block_size.tokens().0;
+                let leased = start > entry.length && start % bs == 0 && entry.length % bs == 0;
+                assert!(
+                    leased,
+                    "row {row} starts at {start}, its slot is at {}",
+                    entry.length
+                );
+            }
+            views.push(RowView {
+                row,
+                slot,
+                start,
+                len,
+                flags,
+                token_at,
+            });
+            token_at += if flags & row_flag::FROM_SLOT == 0 {
+                len as usize
+            } else {
+                0
+            };
+        }
+        assert_eq!(
+            token_at,
+            plan.token_id.len(),
+            "the rows have other ids than the plan"
+        );
+        views
+    }
+
+    /// What every row's prefix is before the step writes, where that matters.
+    fn read_before(&self, rows: &[RowView]) -> Vec<Option<u64>> {
+        if self.limits.share_within_step {
+            return Vec::new();
+        }
+        rows.iter().map(|&view| self.prefix(view)).collect()
+    }
+
+    /// The hash of the cells in front of a row; `None` when one is not a number.
+    fn prefix(&self, view: RowView) -> Option<u64> {
+        let mut hash = EMPTY;
+        let mut number = true;
+        for position in 0..view.start {
+            match self.cells[self.cell_of(view.slot, position)] {
+                Cell::Prefix(stored, token) if number => {
+                    hash = extend(hash, token);
+                    assert_eq!(
+                        stored, hash,
+                        "row {} of slot {} reads a foreign cell at position {position}",
+                        view.row, view.slot
+                    );
+                }
+                Cell::Prefix(..) => {}
+                Cell::Nan => number = false,
+                Cell::Zero => panic!(
+                    "row {} of slot {} reads position {position}, which nobody wrote",
+                    view.row, view.slot
+                ),
+            }
+        }
+        number.then_some(hash)
+    }
+
+    /// Writes a row's cells. Rows come in the plan's order, and all are written before one is read,
+    /// so a row may lean on cells that a row after it writes only through [`Self::prefix`].
+    fn write(&mut self, plan: &StepPlan, view: RowView, written: &mut FxHashSet<usize>) {
+        let fault = self.faults.contains(&(view.row, Fault::Cells));
+        let mut hash = if fault { None } else { self.prefix(view) };
+        for i in 0..view.len {
+            let token = if view.flags & row_flag::FROM_SLOT == 0 {
+                TokenId(unsigned(plan.token_id[view.token_at + i as usize]))
+            } else {
+                self.slots[view.slot]
+                    .last_token
+                    .expect("checked with the row")
+            };
+            assert!(
+                token.0 < self.limits.vocab_size,
+                "row {} has an unknown token",
+                view.row
+            );
+            let position = (view.start + i) as usize;
+            let binding = self.slots[view.slot]
+                .binding
+                .as_ref()
+                .expect("checked with the row");
+            if let Some(&known) = binding.history.get(position) {
+                assert_eq!(
+                    known, token,
+                    "the history of slot {} is not its prefix",
+                    view.slot
+                );
+            }
+            let complete = binding.history.is_empty()
+                || view.flags & row_flag::FROM_SLOT != 0
+                || position < binding.history.len();
+            assert!(complete, "the history of slot {} misses a token", view.slot);
+            hash = hash.map(|hash| extend(hash, token));
+            let at = self.cell_of(view.slot, view.start + i);
+            assert!(written.insert(at), "two rows of one step write one cell");
+            self.cells[at] = hash.map_or(Cell::Nan, |hash| Cell::Prefix(hash, token));
+        }
+        self.slots[view.slot].length = view.start + view.len;
+    }
+
+    /// Whether attention over the row's blocks meets a NaN: also behind the row's end, where a
+    /// backend multiplies what it masks by zero.
+    fn meets_nan(&self, view: RowView) -> bool {
+        let bs = self.limits.block_size.tokens().0;
+        let end = (view.start + view.len).div_ceil(bs) * bs;
+        (0..end).any(|position| self.cells[self.cell_of(view.slot, position)] == Cell::Nan)
+    }
+
+    fn sample(&mut self, plan: &StepPlan, rows: &[RowView]) -> StepResult {
+        let mut result = StepResult {
+            step: plan.step,
+            device_time_us: 1,
+            ..StepResult::default()
+        };
+        for &view in rows {
+            self.report_prompt(view, &mut result);
+            if view.flags & row_flag::SAMPLE == 0 {
+                continue;
+            }
+            let end = RowView {
+                start: view.start + view.len,
+                ..view
+            };
+            let faulty = self.faults.contains(&(view.row, Fault::Logits)) || self.meets_nan(view);
+            let prefix = if faulty { None } else { self.prefix(end) };
+            let binding = self.slots[view.slot]
+                .binding
+                .as_ref()
+                .expect("checked with the row");
+            let token = match prefix {
+                None => TokenId(0),
+                Some(prefix) => {
+                    let draw = Draw {
+                        step: plan.step,
+                        row: view.row,
+                        binding,
+                        prefix,
+                        position: Tokens(end.start),
+                    };
+                    let scripted = self.script.as_mut().and_then(|script| script(&draw));
+                    scripted.unwrap_or_else(|| self.model.draw(prefix, &binding.sampling))
+                }
+            };
+            let top_n = if prefix.is_none() {
+                0
+            } else {
+                binding.sampling.top_n
+            };
+            self.slots[view.slot].last_token = Some(token);
+            let after = extend(prefix.unwrap_or(EMPTY), token);
+            result.row_index.push(column(view.row));
+            result.token_id.push(token.0.cast_signed());
+            result.row_flags.push(if prefix.is_none() {
+                result_flag::NAN
+            } else {
+                0
+            });
+            result.logprob.push(self.model.logprob(after));
+            result.top_count.push(top_n.cast_signed());
+            for i in 0..top_n {
+                let id = TokenId((token.0 + i) % self.limits.vocab_size);
+                result.top_token_id.push(id.0.cast_signed());
+                result
+                    .top_logprob
+                    .push(self.model.logprob(after) - i as f32);
+            }
+            result.digest = mix(result.digest ^ after);
+        }
+        self.faults.clear();
+        result
+    }
+
+    fn report_prompt(&self, view: RowView, result: &mut StepResult) {
+        if view.flags & row_flag::PROMPT_LOGPROBS == 0 {
+            return;
+        }
+        for position in view.start..view.start + view.len {
+            let logprob = match self.cells[self.cell_of(view.slot, position)] {
+                Cell::Prefix(prefix, _) if position > 0 => self.model.logprob(prefix),
+                Cell::Prefix(..) | Cell::Nan | Cell::Zero => f32::NAN,
+            };
+            result.prompt_logprob.push(logprob);
+        }
+    }
+
+    fn cell_of(&self, slot: usize, position: u32) -> usize {
+        let bs = self.limits.block_size.tokens().0;
+        self.cell(
+            self.slots[slot].table[(position / bs) as usize],
+            position % bs,
+        )
+    }
+
+    fn cell(&self, block: u32, offset: u32) -> usize {
+        (block * self.limits.block_size.tokens().0 + offset) as usize
+    }
+}
+
+impl std::fmt::Debug for Referee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Referee")
+            .field("next_step", &self.next_step)
+            .field("pending", &self.pending.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A good 64-bit mix (the finalizer of splitmix64).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+fn below(bits: u64, bound: u32) -> u32 {
+    u32::try_from(bits % u64::from(bound)).expect("smaller than the bound")
+}
+
+fn unsigned(column: i32) -> u32 {
+    u32::try_from(column).expect("no column of a plan is negative; this is a router bug")
+}
+
+fn column(index: usize) -> i32 {
+    i32::try_from(index).expect("a step has fewer rows than tokens")
+}
