@@ -40,9 +40,14 @@ fn is_source(path: &Path) -> bool {
 
 /// Sources, headers and the flags, in a fixed order.
 fn inputs(kernels: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(kernels) else { return Vec::new() };
-    let mut inputs: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let Ok(entries) = fs::read_dir(kernels) else {
+        return Vec::new();
+    };
+    let mut inputs: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect();
     inputs.sort();
     inputs
 }
@@ -51,7 +56,10 @@ fn build(kernels: &Path, inputs: &[PathBuf], library: &Path) -> Result<(), Strin
     let newest = newest(inputs).map_err(|error| format!("cannot read the sources: {error}"))?;
     // The library carries the time of its newest input. Cargo would otherwise see a file that is
     // younger than the start of this script, and run it again on every build.
-    if fs::metadata(library).and_then(|meta| meta.modified()).is_ok_and(|time| time == newest) {
+    if fs::metadata(library)
+        .and_then(|meta| meta.modified())
+        .is_ok_and(|time| time == newest)
+    {
         return Ok(());
     }
     let flags = fs::read_to_string(kernels.join("flags.txt"))
@@ -68,7 +76,12 @@ fn build(kernels: &Path, inputs: &[PathBuf], library: &Path) -> Result<(), Strin
     let unfinished = library.with_extension(format!("so.new.{}", std::process::id()));
     let output = compiler
         .to_command()
-        .args(flags.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace))
+        .args(
+            flags
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                .flat_map(str::split_whitespace),
+        )
         .args(inputs.iter().filter(|path| is_source(path)))
         .arg("-o")
         .arg(&unfinished)
@@ -76,7 +89,10 @@ fn build(kernels: &Path, inputs: &[PathBuf], library: &Path) -> Result<(), Strin
         .map_err(|error| format!("no C++ compiler ({}): {error}", compiler.path().display()))?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
-        let first = errors.lines().find(|line| line.contains("error")).unwrap_or("no message");
+        let first = errors
+            .lines()
+            .find(|line| line.contains("error"))
+            .unwrap_or("no message");
         return Err(format!("{} failed: {first}", compiler.path().display()));
     }
     finish(&unfinished, library, newest).map_err(|error| format!("{}: {error}", library.display()))
@@ -91,6 +107,9 @@ fn newest(inputs: &[PathBuf]) -> io::Result<SystemTime> {
 }
 
 fn finish(unfinished: &Path, library: &Path, time: SystemTime) -> io::Result<()> {
-    File::options().write(true).open(unfinished)?.set_modified(time)?;
+    File::options()
+        .write(true)
+        .open(unfinished)?
+        .set_modified(time)?;
     fs::rename(unfinished, library)
 }

@@ -1,1 +1,93 @@
-fn main() {}
+//! The one binary: what it does depends on the name it is called by and on its first argument.
+//! `headrace [serve]` and `text-generation-launcher` serve, `headrace router` is the router, and
+//! the rest is Python's.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use headrace_launcher::{Programs, PythonNotFound, find_python};
+
+fn main() -> ExitCode {
+    let mut argv: Vec<OsString> = env::args_os().collect();
+    let called_launcher = argv.first().is_some_and(|name| {
+        PathBuf::from(name)
+            .file_name()
+            .is_some_and(|name| name == "text-generation-launcher")
+    });
+    let command = argv
+        .get(1)
+        .and_then(|argument| argument.to_str())
+        .map(str::to_owned);
+    match command.as_deref() {
+        Some("router") if !called_launcher => router(&argv[2..]),
+        Some("shard" | "download" | "replay" | "describe") if !called_launcher => {
+            python(&argv[1..])
+        }
+        Some(word) if word != "serve" && !word.starts_with('-') => fail(
+            2,
+            &format!("unknown command `{word}`; `headrace --help` names them"),
+        ),
+        _ => {
+            if command.as_deref() == Some("serve") {
+                argv.remove(1);
+            }
+            ExitCode::from(headrace_launcher::run(argv, programs))
+        }
+    }
+}
+
+fn programs() -> Result<Programs, PythonNotFound> {
+    let binary = env::current_exe().unwrap_or_default();
+    let python = find_python(&binary, env::var_os("VIRTUAL_ENV"))?;
+    Ok(Programs {
+        router: vec![binary.into(), "router".into()],
+        server: vec![python.into(), "-m".into(), "headrace".into()],
+    })
+}
+
+fn router(args: &[OsString]) -> ExitCode {
+    let [flag, file] = args else {
+        return fail(2, "usage: headrace router --config serve.json");
+    };
+    if flag != "--config" {
+        return fail(2, "usage: headrace router --config serve.json");
+    }
+    match headrace_config::load(file.as_ref()) {
+        Ok(serve) => run_router(serve),
+        Err(error) => fail(1, &error.to_string()),
+    }
+}
+
+fn run_router(_: headrace_config::Serve) -> ExitCode {
+    fail(1, "this build has no router")
+}
+
+/// Becomes Python.
+fn python(args: &[OsString]) -> ExitCode {
+    match programs() {
+        Err(error) => fail(1, &error.to_string()),
+        Ok(programs) => {
+            let error = Command::new(&programs.server[0])
+                .args(&programs.server[1..])
+                .args(args)
+                .exec();
+            fail(
+                1,
+                &format!(
+                    "{} cannot be started: {error}",
+                    PathBuf::from(&programs.server[0]).display()
+                ),
+            )
+        }
+    }
+}
+
+fn fail(status: u8, message: &str) -> ExitCode {
+    // Nobody may be left to read it.
+    drop(writeln!(io::stderr(), "Error: {message}"));
+    ExitCode::from(status)
+}

@@ -2,9 +2,24 @@
 //! launcher and read by the router and by every shard (`server/headrace/config.py` mirrors it and
 //! refuses unknown keys). Nobody else reads flags or the environment.
 
+mod cli;
+mod compat;
+mod file;
+mod machine;
+mod resolve;
+mod size;
+
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use crate::cli::Typed;
+pub use crate::file::{FileError, load, save};
+pub use crate::machine::Machine;
+pub use crate::resolve::{
+    ConfigError, DEFAULT_MODEL, Launch, Resolved, SECRET_VARIABLES, hub_token, resolve,
+};
 
 /// Everything a server needs to know, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,8 +123,8 @@ pub struct Engine {
     pub prepare_deadline_ms: u64,
 }
 
-/// Where HTTP listens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Where HTTP listens. Its `Debug` output hides the key.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
     pub hostname: String,
@@ -143,4 +158,18 @@ pub struct Telemetry {
     pub json_output: bool,
     pub otlp_endpoint: Option<String>,
     pub otlp_service_name: String,
+}
+
+// === impl Http ===
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http")
+            .field("hostname", &self.hostname)
+            .field("port", &self.port)
+            .field("api_key", &self.api_key.as_ref().map(|_| "(hidden)"))
+            .field("cors_allow_origin", &self.cors_allow_origin)
+            .field("drain_deadline_ms", &self.drain_deadline_ms)
+            .finish()
+    }
 }

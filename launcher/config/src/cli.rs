@@ -1,0 +1,449 @@
+//! What was typed: every flag with its environment twin and its help text. Names and meanings
+//! are TGI's, so that its command lines and environments work unchanged; what is ours alone has an
+//! environment name that starts with `HEADRACE_`. Nothing is decided here.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::builder::{BoolishValueParser, TypedValueParser};
+use clap::parser::ValueSource;
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum,
+};
+
+use crate::compat::CompatArgs;
+use crate::size::parse_bytes;
+
+const ABOUT: &str = "Serve a large language model over HTTP.
+
+Without any flag a small default model is served on port 3000, on the GPU if there is one and on \
+the CPU if not. Routes: /v1/chat/completions and /v1/completions (OpenAI's), /generate and \
+/generate_stream (TGI's), /health, /metrics.";
+
+const COMMANDS: &str = "Commands:
+  headrace [serve] [OPTIONS]       Serve a model (what this page describes)
+  headrace download [OPTIONS]      Fetch a model, print where it is, serve nothing
+  headrace describe [OPTIONS]      Say what a model's shard is: architecture, device, limits
+  headrace replay FILE [OPTIONS]   Execute plans recorded with --record-plans again
+
+Examples:
+  headrace --model-id Qwen/Qwen3-0.6B --port 8080
+  headrace --model-id ./my-model --device cpu --dtype float32
+  MODEL_ID=Qwen/Qwen3-0.6B PORT=8080 headrace
+
+A flag wins over its variable; an empty variable counts as unset; switches take 1, 0, true, false, \
+yes, no, on and off in the environment. Called as text-generation-launcher the program does the \
+same.";
+
+/// The command line of `headrace serve`.
+#[derive(Debug, Clone, PartialEq, Parser)]
+#[command(
+    name = "headrace",
+    version,
+    about = "Serve a large language model over HTTP",
+    long_about = ABOUT,
+    after_help = COMMANDS,
+    after_long_help = COMMANDS,
+    max_term_width = 100
+)]
+pub struct Typed {
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelArgs,
+    #[command(flatten, next_help_heading = "Where HTTP listens")]
+    pub http: HttpArgs,
+    #[command(flatten, next_help_heading = "What it runs on")]
+    pub device: DeviceArgs,
+    #[command(flatten, next_help_heading = "What requests may ask for")]
+    pub requests: RequestArgs,
+    #[command(flatten, next_help_heading = "How steps are made")]
+    pub engine: EngineArgs,
+    #[command(flatten, next_help_heading = "Logs and traces")]
+    pub telemetry: TelemetryArgs,
+    #[command(flatten, next_help_heading = "Processes")]
+    pub process: ProcessArgs,
+    #[command(flatten, next_help_heading = "Accepted for TGI's sake")]
+    pub compat: CompatArgs,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct ModelArgs {
+    /// Hub id or local folder [default: HuggingFaceTB/SmolLM2-135M-Instruct]
+    #[arg(long, env = "MODEL_ID", value_name = "ID")]
+    pub model_id: Option<String>,
+    /// Branch, tag, commit or refs/pr/N of the Hub repository
+    #[arg(long, env = "REVISION")]
+    pub revision: Option<String>,
+    /// File that replaces the model's tokenizer_config.json, for another chat template
+    #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE")]
+    pub tokenizer_config_path: Option<PathBuf>,
+    /// Folder where the Hub's files are kept
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR")]
+    pub huggingface_hub_cache: Option<PathBuf>,
+    /// Where weights come from: dummy makes random ones of the right shapes, to measure speed
+    #[arg(long, env = "HEADRACE_LOAD_FORMAT", value_enum, default_value_t = LoadFormat::Auto)]
+    pub load_format: LoadFormat,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct HttpArgs {
+    /// IP address; a name that is none falls back to 0.0.0.0, since containers export HOSTNAME
+    #[arg(long, env = "HOSTNAME", value_name = "IP", default_value = "0.0.0.0")]
+    pub hostname: String,
+    /// Port; 0 takes a free one and the banner names it
+    #[arg(short, long, env = "PORT", default_value_t = 3000)]
+    pub port: u16,
+    /// Key that requests must carry as a bearer token; better given as a variable than typed
+    #[arg(long, env = "API_KEY", value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Origin that browsers may call from, repeatable [default: any]
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_name = "ORIGIN")]
+    pub cors_allow_origin: Vec<String>,
+    /// Seconds that running streams get to end after SIGTERM
+    #[arg(
+        short,
+        long,
+        env = "GRACEFUL_TERMINATION_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 90
+    )]
+    pub graceful_termination_timeout: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct DeviceArgs {
+    /// Device
+    #[arg(long, env = "HEADRACE_DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
+    pub device: DeviceKind,
+    /// Precision of weights and activations; auto asks the checkpoint and the device
+    #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Processes the model is split over (tensor parallelism) [default: 1, or the visible GPUs]
+    #[arg(long, env = "NUM_SHARD", value_name = "N")]
+    pub num_shard: Option<usize>,
+    /// true: split over all visible GPUs; false: do not split
+    #[arg(long, env = "SHARDED", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub sharded: Option<bool>,
+    /// Threads of one shard [default: cores / shards]
+    #[arg(long, env = "HEADRACE_THREADS", value_name = "N")]
+    pub threads: Option<u32>,
+    /// Memory of the KV cache of one shard, such as 512MiB or 4GiB [default: what is sensible]
+    #[arg(long, env = "HEADRACE_KV_MEMORY", value_name = "BYTES", value_parser = parse_bytes)]
+    pub kv_memory: Option<u64>,
+    /// Share of the GPU's memory to use
+    #[arg(
+        long,
+        env = "CUDA_MEMORY_FRACTION",
+        value_name = "FRACTION",
+        default_value_t = 1.0
+    )]
+    pub cuda_memory_fraction: f32,
+    /// Use only the plain reference operations: slow, to tell a kernel's bug from a model's
+    #[arg(long, env = "HEADRACE_REFERENCE_OPS")]
+    pub reference_ops: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct RequestArgs {
+    /// Requests in the server at one time; more are answered with 429
+    #[arg(
+        long,
+        env = "MAX_CONCURRENT_REQUESTS",
+        value_name = "N",
+        default_value_t = 128
+    )]
+    pub max_concurrent_requests: usize,
+    /// Tokens of a prompt [default: what leaves room for one new token]
+    #[arg(long, env = "MAX_INPUT_TOKENS", value_name = "N")]
+    pub max_input_tokens: Option<u32>,
+    /// Old name of --max-input-tokens
+    #[arg(long, env = "MAX_INPUT_LENGTH", value_name = "N")]
+    pub max_input_length: Option<u32>,
+    /// Tokens of a prompt and its answer together [default: the model's context, if it fits]
+    #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "N")]
+    pub max_total_tokens: Option<u32>,
+    /// Candidates that best_of may ask for; 1 switches it off
+    #[arg(long, env = "MAX_BEST_OF", value_name = "N", default_value_t = 2)]
+    pub max_best_of: usize,
+    /// Stop strings a request may name
+    #[arg(
+        long,
+        env = "MAX_STOP_SEQUENCES",
+        value_name = "N",
+        default_value_t = 4
+    )]
+    pub max_stop_sequences: usize,
+    /// Alternatives a request may ask for at each token
+    #[arg(long, env = "MAX_TOP_N_TOKENS", value_name = "N", default_value_t = 5)]
+    pub max_top_n_tokens: u32,
+    /// Prompts in one call of /v1/completions
+    #[arg(
+        long,
+        env = "MAX_CLIENT_BATCH_SIZE",
+        value_name = "N",
+        default_value_t = 4
+    )]
+    pub max_client_batch_size: usize,
+    /// Bytes of a request's body
+    #[arg(
+        long,
+        env = "PAYLOAD_LIMIT",
+        value_name = "BYTES",
+        default_value_t = 2_000_000
+    )]
+    pub payload_limit: usize,
+    /// Threads that tokenize
+    #[arg(
+        long,
+        env = "VALIDATION_WORKERS",
+        value_name = "N",
+        default_value_t = 2
+    )]
+    pub validation_workers: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct EngineArgs {
+    /// Prompt tokens in one step; longer prompts are cut into chunks [default: by device]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_name = "N")]
+    pub max_batch_prefill_tokens: Option<u32>,
+    /// Sequences running at one time
+    #[arg(
+        long,
+        env = "HEADRACE_MAX_RUNNING",
+        value_name = "N",
+        default_value_t = 256
+    )]
+    pub max_running: u32,
+    /// TGI's name for --max-running; the smaller one counts
+    #[arg(long, env = "MAX_BATCH_SIZE", value_name = "N")]
+    pub max_batch_size: Option<u32>,
+    /// Tokens in one block of the KV cache [default: the device's choice]
+    #[arg(long, env = "HEADRACE_BLOCK_TOKENS", value_name = "N")]
+    pub block_tokens: Option<u32>,
+    /// Reuse the KV cache of prompts that begin alike
+    #[arg(
+        long,
+        env = "PREFIX_CACHING",
+        value_name = "BOOL",
+        default_value = "true",
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub prefix_caching: bool,
+    /// Steps in flight: while one runs the next is planned
+    #[arg(
+        long,
+        env = "HEADRACE_PIPELINE_DEPTH",
+        value_name = "1-3",
+        default_value_t = 2
+    )]
+    pub pipeline_depth: u32,
+    /// Seconds that one step may take before its group counts as lost
+    #[arg(
+        long,
+        env = "HEADRACE_STEP_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 300
+    )]
+    pub step_timeout: u64,
+    /// File that every plan is written to, for headrace replay
+    #[arg(long, env = "HEADRACE_RECORD_PLANS", value_name = "FILE")]
+    pub record_plans: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct TelemetryArgs {
+    /// How much is logged: error, warn, info, debug, or by module as in info,headrace_engine=debug
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// Log JSON objects, one a line
+    #[arg(long, env = "JSON_OUTPUT")]
+    pub json_output: bool,
+    /// OpenTelemetry collector, such as http://host:4317
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Service name of the traces
+    #[arg(
+        long,
+        env = "OTLP_SERVICE_NAME",
+        value_name = "NAME",
+        default_value = "text-generation-inference.router"
+    )]
+    pub otlp_service_name: String,
+    /// Log what the server runs on (CPU, GPUs, versions) before it starts
+    #[arg(short, long)]
+    pub env: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct ProcessArgs {
+    /// Sockets of the shards are PREFIX-0, PREFIX-1, … [default: in a private folder]
+    #[arg(long, env = "SHARD_UDS_PATH", value_name = "PREFIX")]
+    pub shard_uds_path: Option<PathBuf>,
+    /// Address where the shards meet
+    #[arg(
+        long,
+        env = "MASTER_ADDR",
+        value_name = "HOST",
+        default_value = "localhost"
+    )]
+    pub master_addr: String,
+    /// Port where the shards meet [default: a free one]
+    #[arg(long, env = "MASTER_PORT", value_name = "PORT")]
+    pub master_port: Option<u16>,
+    /// Seconds that loading the model and preparing the device may take
+    #[arg(
+        long,
+        env = "HEADRACE_STARTUP_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 1800
+    )]
+    pub startup_timeout: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// The GPU if there is one, the CPU if not.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// The checkpoint's safetensors.
+    Auto,
+    /// Random weights.
+    Dummy,
+}
+
+// === impl Typed ===
+
+impl Typed {
+    /// Reads a command line, the program's name included, and the environment that `env` answers
+    /// for. The error is clap's: it knows how to print itself and its exit status.
+    pub fn parse<I>(argv: I, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = OsString>,
+    {
+        let mut argv: Vec<OsString> = argv.into_iter().collect();
+        let twins = twins();
+        let command = command();
+        let typed = command.clone().try_get_matches_from(&argv)?;
+        let mut from_env = Vec::new();
+        for twin in twins.iter().filter(|twin| !is_typed(&typed, &twin.id)) {
+            let Some(value) = env(&twin.variable).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            match twin.argument(&command, &value)? {
+                None => continue,
+                Some(argument) => argv.push(argument),
+            }
+            from_env.push(twin.variable.as_str());
+        }
+        let matches = command
+            .clone()
+            .try_get_matches_from(&argv)
+            .map_err(|error| {
+                // Only a variable can be wrong here; clap names the flag and the value.
+                let text = error.to_string();
+                let at_fault = twins.iter().find(|twin| {
+                    from_env.contains(&twin.variable.as_str())
+                        && text.contains(&format!("--{} ", twin.flag))
+                });
+                match at_fault {
+                    None => error,
+                    Some(twin) => invalid(
+                        &command,
+                        &format!(
+                            "environment variable {}: {}",
+                            twin.variable,
+                            first_line(&text)
+                        ),
+                    ),
+                }
+            })?;
+        Self::from_arg_matches(&matches)
+    }
+}
+
+/// A flag that also has a variable.
+struct Twin {
+    id: String,
+    flag: String,
+    variable: String,
+    is_switch: bool,
+}
+
+impl Twin {
+    /// What one would have typed instead of setting the variable.
+    fn argument(&self, command: &Command, value: &OsStr) -> Result<Option<OsString>, clap::Error> {
+        if !self.is_switch {
+            let mut argument = OsString::from(format!("--{}=", self.flag));
+            argument.push(value);
+            return Ok(Some(argument));
+        }
+        let parsed = BoolishValueParser::new().parse_ref(command, None, value);
+        match parsed {
+            Ok(on) => Ok(on.then(|| OsString::from(format!("--{}", self.flag)))),
+            Err(_) => Err(invalid(
+                command,
+                &format!(
+                    "environment variable {}: {value:?} is neither true nor false",
+                    self.variable
+                ),
+            )),
+        }
+    }
+}
+
+fn twins() -> Vec<Twin> {
+    let twin = |arg: &Arg| {
+        let (flag, variable) = (arg.get_long()?, arg.get_env()?.to_str()?);
+        Some(Twin {
+            id: arg.get_id().to_string(),
+            flag: flag.to_owned(),
+            variable: variable.to_owned(),
+            is_switch: matches!(arg.get_action(), ArgAction::SetTrue),
+        })
+    };
+    Typed::command().get_arguments().filter_map(twin).collect()
+}
+
+/// The command without clap's own reading of the environment: variables are looked up in one place,
+/// where empty ones count as unset and tests bring their own.
+fn command() -> Command {
+    Typed::command().mut_args(|arg| {
+        let Some(variable) = arg.get_env().and_then(OsStr::to_str).map(str::to_owned) else {
+            return arg;
+        };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        arg.env(None::<&str>)
+            .help(format!("{help} [env: {variable}]"))
+    })
+}
+
+fn is_typed(matches: &ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(ValueSource::CommandLine)
+}
+
+fn invalid(command: &Command, message: &str) -> clap::Error {
+    command
+        .clone()
+        .error(clap::error::ErrorKind::InvalidValue, message)
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines()
+        .next()
+        .unwrap_or(text)
+        .trim_start_matches("error: ")
+}

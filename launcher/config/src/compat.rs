@@ -1,0 +1,191 @@
+//! TGI's flags that do nothing here: those that are harmless are taken, with a line in the log if
+//! somebody set them; those that would change answers are refused with what is missing.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::BoolishValueParser;
+
+use crate::resolve::ConfigError;
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct CompatArgs {
+    /// Not supported yet: on-the-fly quantization
+    #[arg(long, env = "QUANTIZE", value_name = "FORMAT")]
+    pub quantize: Option<String>,
+    /// Not supported yet: an 8-bit KV cache
+    #[arg(long, env = "KV_CACHE_DTYPE", value_name = "DTYPE")]
+    pub kv_cache_dtype: Option<String>,
+    /// Not supported yet: adapters
+    #[arg(long, env = "LORA_ADAPTERS", value_name = "LIST")]
+    pub lora_adapters: Option<String>,
+    /// Not supported yet: a flat folder with the weight files (give it as --model-id)
+    #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE", value_name = "DIR")]
+    pub weights_cache_override: Option<PathBuf>,
+    /// Not supported yet: a rope scaling other than the model's own
+    #[arg(long, env = "ROPE_SCALING", value_name = "KIND")]
+    pub rope_scaling: Option<String>,
+    /// Not supported yet: a rope scaling other than the model's own
+    #[arg(long, env = "ROPE_FACTOR", value_name = "FACTOR")]
+    pub rope_factor: Option<f32>,
+    /// Not supported: a tunnel
+    #[arg(long, env = "NGROK")]
+    pub ngrok: bool,
+    /// Without effect: no tunnel
+    #[arg(long, env = "NGROK_AUTHTOKEN", value_name = "TOKEN")]
+    pub ngrok_authtoken: Option<String>,
+    /// Without effect: no tunnel
+    #[arg(long, env = "NGROK_EDGE", value_name = "EDGE")]
+    pub ngrok_edge: Option<String>,
+    /// Without effect: no code of a model's repository is ever executed
+    #[arg(long, env = "TRUST_REMOTE_CODE")]
+    pub trust_remote_code: bool,
+    /// Without effect yet: speculation changes speed, not answers
+    #[arg(long, env = "SPECULATE", value_name = "N")]
+    pub speculate: Option<usize>,
+    /// Without effect: prompts are cut into chunks and join running ones in every step
+    #[arg(long, env = "WAITING_SERVED_RATIO", value_name = "RATIO")]
+    pub waiting_served_ratio: Option<f32>,
+    /// Without effect: prompts are cut into chunks and join running ones in every step
+    #[arg(long, env = "MAX_WAITING_TOKENS", value_name = "N")]
+    pub max_waiting_tokens: Option<usize>,
+    /// Without effect: the size of the KV cache is measured; --kv-memory bounds it
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "N")]
+    pub max_batch_total_tokens: Option<u32>,
+    /// Without effect yet: batch sizes of CUDA graphs
+    #[arg(long, env = "CUDA_GRAPHS", value_name = "LIST", value_delimiter = ',')]
+    pub cuda_graphs: Vec<usize>,
+    /// Without effect: metrics are served at /metrics of the one port
+    #[arg(long, env = "PROMETHEUS_PORT", value_name = "PORT")]
+    pub prometheus_port: Option<u16>,
+    /// Without effect: see --reference-ops
+    #[arg(long, env = "DISABLE_CUSTOM_KERNELS")]
+    pub disable_custom_kernels: bool,
+    /// Without effect yet: watermarks
+    #[arg(long, env = "WATERMARK_GAMMA", value_name = "GAMMA")]
+    pub watermark_gamma: Option<f32>,
+    /// Without effect yet: watermarks
+    #[arg(long, env = "WATERMARK_DELTA", value_name = "DELTA")]
+    pub watermark_delta: Option<f32>,
+    /// Without effect yet: grammars
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT")]
+    pub disable_grammar_support: bool,
+    /// Without effect: log-probabilities of a prompt are computed when a request asks for them
+    #[arg(long, env = "ENABLE_PREFILL_LOGPROBS")]
+    pub enable_prefill_logprobs: bool,
+    /// Without effect: nothing is ever reported to anybody
+    #[arg(long, env = "USAGE_STATS", value_name = "on|off|no-stack")]
+    pub usage_stats: Option<String>,
+    /// Without effect: prompts are always cut into chunks
+    #[arg(long, hide = true, env = "PREFILL_CHUNKING", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub prefill_chunking: Option<bool>,
+    /// Without effect: the attention backend is chosen by device and model
+    #[arg(long, hide = true, env = "ATTENTION", value_name = "NAME")]
+    pub attention: Option<String>,
+}
+
+// === impl CompatArgs ===
+
+impl CompatArgs {
+    /// Refuses what would change answers.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let refused = [
+            (
+                "--quantize",
+                self.quantize.is_some(),
+                "on-the-fly quantization is",
+            ),
+            (
+                "--kv-cache-dtype",
+                self.kv_cache_dtype
+                    .as_ref()
+                    .is_some_and(|dtype| dtype != "auto"),
+                "a KV cache in another dtype than the model's is",
+            ),
+            (
+                "--lora-adapters",
+                self.lora_adapters.is_some(),
+                "LoRA adapters are",
+            ),
+            (
+                "--weights-cache-override",
+                self.weights_cache_override.is_some(),
+                "a folder of weight files apart from the model's is",
+            ),
+            (
+                "--rope-scaling",
+                self.rope_scaling.is_some(),
+                "a rope scaling other than the model's own is",
+            ),
+            (
+                "--rope-factor",
+                self.rope_factor.is_some(),
+                "a rope scaling other than the model's own is",
+            ),
+            ("--ngrok", self.ngrok, "a tunnel to the internet is"),
+        ];
+        for (flag, is_set, what) in refused {
+            if is_set {
+                return Err(ConfigError::Unsupported { flag, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// One sentence for each flag that somebody set to no effect.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let chunks = "prompts are cut into chunks and join running ones in every step";
+        let ignored = [
+            (
+                "--speculate",
+                self.speculate.is_some_and(|n| n > 0),
+                "no speculation yet",
+            ),
+            (
+                "--waiting-served-ratio",
+                self.waiting_served_ratio.is_some(),
+                chunks,
+            ),
+            (
+                "--max-waiting-tokens",
+                self.max_waiting_tokens.is_some(),
+                chunks,
+            ),
+            (
+                "--max-batch-total-tokens",
+                self.max_batch_total_tokens.is_some(),
+                "the KV cache is as large as memory allows; --kv-memory bounds it",
+            ),
+            (
+                "--watermark-gamma",
+                self.watermark_gamma.is_some(),
+                "no watermarks yet",
+            ),
+            (
+                "--watermark-delta",
+                self.watermark_delta.is_some(),
+                "no watermarks yet",
+            ),
+            (
+                "--disable-custom-kernels",
+                self.disable_custom_kernels,
+                "see --reference-ops",
+            ),
+            (
+                "PREFILL_CHUNKING",
+                self.prefill_chunking == Some(false),
+                "prompts are always cut into chunks",
+            ),
+            (
+                "ATTENTION",
+                self.attention.is_some(),
+                "the attention backend is chosen by device and model",
+            ),
+        ];
+        ignored
+            .into_iter()
+            .filter(|(_, is_set, _)| *is_set)
+            .map(|(flag, _, why)| format!("{flag} is without effect: {why}"))
+            .collect()
+    }
+}

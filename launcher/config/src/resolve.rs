@@ -1,0 +1,437 @@
+//! What was typed → what is meant: every default, every check. Pure: the machine is an argument.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cli::{DeviceKind, Dtype, LoadFormat, Typed};
+use crate::machine::Machine;
+use crate::{Device, Engine, Http, Model, Requests, Serve, Telemetry};
+
+/// What is served when nobody says.
+pub const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
+/// Ranks of one group at most: one host.
+const SHARDS_MAX: usize = 64;
+/// Sequences running at one time at most: a row of every device buffer each.
+const RUNNING_MAX: u32 = 4096;
+/// Requests in the server at one time at most.
+const REQUESTS_MAX: usize = 1_000_000;
+/// Tokens of a step at most: positions and offsets are 32-bit in every kernel.
+const STEP_TOKENS_MAX: u32 = 1 << 20;
+/// Tokens of a step when nobody says: large enough to keep matrix products efficient, small
+/// enough that running streams do not wait long for somebody's prompt.
+const STEP_TOKENS_CPU: u32 = 1024;
+const STEP_TOKENS_CUDA: u32 = 8192;
+/// A block holds this many tokens at most.
+const BLOCK_TOKENS_MAX: u32 = 1024;
+/// Plans in flight at most; the referee tests no more.
+const DEPTH_MAX: u32 = 3;
+/// Any timeout at most, a week: sums of deadlines stay far from overflow.
+const TIMEOUT_MAX_S: u64 = 7 * 24 * 3600;
+
+/// A command line that cannot be served. The texts name the flag and the number.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{flag} must be at least {min}, it is {value}")]
+    TooSmall {
+        flag: &'static str,
+        value: u64,
+        min: u64,
+    },
+    #[error("{flag} must be at most {max}, it is {value}")]
+    TooLarge {
+        flag: &'static str,
+        value: u64,
+        max: u64,
+    },
+    #[error("{flag} must lie above 0 and at most at 1, it is {value}")]
+    NotAFraction { flag: &'static str, value: f32 },
+    #[error("--max-input-tokens ({input}) must be less than --max-total-tokens ({total})")]
+    InputNotBelowTotal { input: u32, total: u32 },
+    #[error(
+        "--max-input-tokens ({tokens}) and --max-input-length ({length}) are two names of one \
+         limit: give one"
+    )]
+    InputLimitTwice { tokens: u32, length: u32 },
+    #[error("--sharded true with --num-shard {num_shard}: a model is split over 2 shards or more")]
+    ShardedOverOne { num_shard: usize },
+    #[error("--sharded true needs --num-shard when there is no GPU to count")]
+    ShardedOverUnknown,
+    #[error("{needed} CUDA devices are needed, {found} are visible{hint}")]
+    NotEnoughCudaDevices {
+        needed: u64,
+        found: u32,
+        hint: &'static str,
+    },
+    #[error("--block-tokens must be a power of two, it is {value}")]
+    BlockNotPowerOfTwo { value: u32 },
+    #[error("{flag} is empty")]
+    Empty { flag: &'static str },
+    #[error("--tokenizer-config-path: {path} is no file")]
+    NoSuchFile { path: PathBuf },
+    #[error("{flag}: {what} not supported yet; start without it")]
+    Unsupported {
+        flag: &'static str,
+        what: &'static str,
+    },
+}
+
+/// A command line understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// Complete but for the model's path and sha and the shards, which the launcher fills in.
+    pub serve: Serve,
+    /// What only the launcher needs.
+    pub launch: Launch,
+    /// Sentences for the log.
+    pub warnings: Vec<String>,
+}
+
+/// What only the launcher needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The id as typed; `None` serves the default model.
+    pub model_id: Option<String>,
+    pub num_shard: u32,
+    /// Sockets are `<prefix>-<rank>`; `None` puts them in the launcher's own folder.
+    pub socket_prefix: Option<PathBuf>,
+    /// Where ranks meet.
+    pub rendezvous_host: String,
+    /// `None` takes a free port.
+    pub rendezvous_port: Option<u16>,
+    pub hub_cache: Option<PathBuf>,
+    pub startup_deadline: Duration,
+    /// Whether to log what the server runs on.
+    pub log_machine: bool,
+}
+
+/// Decides everything that was left open, and refuses what cannot work.
+pub fn resolve(typed: &Typed, machine: &Machine) -> Result<Resolved, ConfigError> {
+    typed.compat.check()?;
+    let mut warnings = typed.compat.warnings();
+    let num_shard = num_shard(typed, machine)?;
+    let on_gpu = uses_gpu(typed, machine);
+    if !on_gpu && num_shard > machine.cores {
+        warnings.push(format!(
+            "{num_shard} shards share {} cores: fewer shards are faster",
+            machine.cores
+        ));
+    }
+    if typed.telemetry.otlp_endpoint.is_some() {
+        warnings.push("--otlp-endpoint is without effect: no traces are exported yet".to_owned());
+    }
+    let serve = Serve {
+        model: model(typed)?,
+        device: device(typed, machine, num_shard)?,
+        requests: requests(typed)?,
+        engine: engine(typed, on_gpu)?,
+        http: http(typed, &mut warnings)?,
+        shards: Vec::new(),
+        telemetry: Telemetry {
+            log_level: typed.telemetry.log_level.clone(),
+            json_output: typed.telemetry.json_output,
+            otlp_endpoint: typed.telemetry.otlp_endpoint.clone(),
+            otlp_service_name: typed.telemetry.otlp_service_name.clone(),
+        },
+    };
+    let process = &typed.process;
+    let launch = Launch {
+        model_id: typed.model.model_id.clone(),
+        num_shard,
+        socket_prefix: process.shard_uds_path.clone(),
+        rendezvous_host: process.master_addr.clone(),
+        rendezvous_port: process.master_port,
+        hub_cache: typed.model.huggingface_hub_cache.clone(),
+        startup_deadline: Duration::from_millis(serve.engine.prepare_deadline_ms),
+        log_machine: typed.telemetry.env,
+    };
+    Ok(Resolved {
+        serve,
+        launch,
+        warnings,
+    })
+}
+
+/// Variables that are secrets: they reach the process that needs them and no other.
+pub const SECRET_VARIABLES: [&str; 5] = [
+    "API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_API_TOKEN",
+    "NGROK_AUTHTOKEN",
+];
+
+/// The Hub's token, under any of the names it goes by.
+pub fn hub_token(env: &dyn Fn(&str) -> Option<OsString>) -> Option<OsString> {
+    let names = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"];
+    names
+        .into_iter()
+        .filter_map(env)
+        .find(|token| !token.is_empty())
+}
+
+fn uses_gpu(typed: &Typed, machine: &Machine) -> bool {
+    match typed.device.device {
+        DeviceKind::Cpu => false,
+        DeviceKind::Cuda => true,
+        DeviceKind::Auto => machine.gpus_visible() > 0,
+    }
+}
+
+/// TGI's rules: a number wins; `--sharded true` takes every visible GPU; without either, a variable
+/// that names GPUs says how many.
+fn num_shard(typed: &Typed, machine: &Machine) -> Result<u32, ConfigError> {
+    let on_gpu = uses_gpu(typed, machine);
+    let gpus = machine.gpus_visible();
+    let count = match (typed.device.sharded, typed.device.num_shard) {
+        (Some(true), Some(num_shard)) if num_shard <= 1 => {
+            return Err(ConfigError::ShardedOverOne { num_shard });
+        }
+        (_, Some(num_shard)) => num_shard,
+        (Some(true), None) if !on_gpu => return Err(ConfigError::ShardedOverUnknown),
+        (Some(true), None) if gpus <= 1 => {
+            return Err(ConfigError::NotEnoughCudaDevices {
+                needed: 2,
+                found: gpus,
+                hint: " (--sharded true)",
+            });
+        }
+        (Some(true), None) => gpus as usize,
+        (Some(false), None) => 1,
+        (None, None) if on_gpu && machine.gpus_named.is_some() => gpus.max(1) as usize,
+        (None, None) => 1,
+    };
+    let count = bounded("--num-shard", count as u64, 1, SHARDS_MAX as u64)?;
+    if on_gpu && count > u64::from(gpus) {
+        let hint = if machine.gpus_named.is_some() {
+            " (CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES names them)"
+        } else {
+            ""
+        };
+        return Err(ConfigError::NotEnoughCudaDevices {
+            needed: count,
+            found: gpus,
+            hint,
+        });
+    }
+    Ok(narrow(count))
+}
+
+fn model(typed: &Typed) -> Result<Model, ConfigError> {
+    let model = &typed.model;
+    if let Some(path) = model
+        .tokenizer_config_path
+        .as_ref()
+        .filter(|path| !path.is_file())
+    {
+        return Err(ConfigError::NoSuchFile { path: path.clone() });
+    }
+    if model
+        .model_id
+        .as_ref()
+        .is_some_and(|id| id.trim().is_empty())
+    {
+        return Err(ConfigError::Empty { flag: "--model-id" });
+    }
+    let load_format = match model.load_format {
+        LoadFormat::Auto => "auto",
+        LoadFormat::Dummy => "dummy",
+    };
+    Ok(Model {
+        id: model
+            .model_id
+            .clone()
+            .unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
+        revision: model.revision.clone(),
+        sha: None,
+        path: PathBuf::new(),
+        load_format: load_format.to_owned(),
+        tokenizer_config_path: model.tokenizer_config_path.clone(),
+    })
+}
+
+fn device(typed: &Typed, machine: &Machine, num_shard: u32) -> Result<Device, ConfigError> {
+    let typed = &typed.device;
+    let fraction = typed.cuda_memory_fraction;
+    if !(fraction > 0.0 && fraction <= 1.0) {
+        let flag = "--cuda-memory-fraction";
+        return Err(ConfigError::NotAFraction {
+            flag,
+            value: fraction,
+        });
+    }
+    let threads = match typed.threads {
+        Some(threads) => narrow(bounded("--threads", threads.into(), 1, 1024)?),
+        None => (machine.cores / num_shard).max(1),
+    };
+    let kind = match typed.device {
+        DeviceKind::Auto => "auto",
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::Cuda => "cuda",
+    };
+    let dtype = match typed.dtype {
+        Dtype::Auto => "auto",
+        Dtype::Float32 => "float32",
+        Dtype::Bfloat16 => "bfloat16",
+        Dtype::Float16 => "float16",
+    };
+    // TGI's default of 1 means "what the device takes to be all", as our 0 does.
+    let is_default = fraction.to_bits() == 1.0_f32.to_bits();
+    Ok(Device {
+        kind: kind.to_owned(),
+        dtype: dtype.to_owned(),
+        kv_dtype: String::new(),
+        memory_fraction: if is_default { 0.0 } else { fraction },
+        kv_bytes_max: match typed.kv_memory {
+            Some(bytes) => bounded("--kv-memory", bytes, 1, u64::MAX)?,
+            None => 0,
+        },
+        threads,
+        reference_ops: typed.reference_ops,
+    })
+}
+
+fn requests(typed: &Typed) -> Result<Requests, ConfigError> {
+    let typed = &typed.requests;
+    let input = match (typed.max_input_tokens, typed.max_input_length) {
+        (Some(tokens), Some(length)) => {
+            return Err(ConfigError::InputLimitTwice { tokens, length });
+        }
+        (tokens, length) => tokens.or(length),
+    };
+    if let Some(input) = input {
+        bounded("--max-input-tokens", input.into(), 1, u32::MAX.into())?;
+    }
+    if let Some(total) = typed.max_total_tokens {
+        bounded("--max-total-tokens", total.into(), 2, u32::MAX.into())?;
+        if let Some(input) = input.filter(|input| *input >= total) {
+            return Err(ConfigError::InputNotBelowTotal { input, total });
+        }
+    }
+    let least_one = |flag, value: usize, max: usize| -> Result<usize, ConfigError> {
+        bounded(flag, value as u64, 1, max as u64).map(|_| value)
+    };
+    Ok(Requests {
+        max_concurrent_requests: least_one(
+            "--max-concurrent-requests",
+            typed.max_concurrent_requests,
+            REQUESTS_MAX,
+        )?,
+        max_best_of: least_one("--max-best-of", typed.max_best_of, 1024)?,
+        max_stop_sequences: typed.max_stop_sequences,
+        max_top_n_tokens: typed.max_top_n_tokens,
+        max_input_tokens: input,
+        max_total_tokens: typed.max_total_tokens,
+        max_client_batch_size: least_one(
+            "--max-client-batch-size",
+            typed.max_client_batch_size,
+            REQUESTS_MAX,
+        )?,
+        payload_limit: least_one("--payload-limit", typed.payload_limit, usize::MAX)?,
+        validation_workers: least_one("--validation-workers", typed.validation_workers, 1024)?,
+    })
+}
+
+fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
+    let timeout_ms = |flag, seconds| bounded(flag, seconds, 1, TIMEOUT_MAX_S).map(|s| s * 1000);
+    let prepare_deadline_ms = timeout_ms("--startup-timeout", typed.process.startup_timeout)?;
+    let typed = &typed.engine;
+    let running_max = bounded(
+        "--max-running",
+        typed.max_running.into(),
+        1,
+        RUNNING_MAX.into(),
+    )?;
+    let running_max = match typed.max_batch_size {
+        None => running_max,
+        Some(rows) => {
+            bounded("--max-batch-size", rows.into(), 1, u32::MAX.into())?.min(running_max)
+        }
+    };
+    let prefill = match typed.max_batch_prefill_tokens {
+        Some(tokens) => bounded(
+            "--max-batch-prefill-tokens",
+            tokens.into(),
+            1,
+            STEP_TOKENS_MAX.into(),
+        )?,
+        None => u64::from(if on_gpu {
+            STEP_TOKENS_CUDA
+        } else {
+            STEP_TOKENS_CPU
+        }),
+    };
+    let block_tokens = match typed.block_tokens {
+        None => 0,
+        Some(value) if !value.is_power_of_two() && value != 0 => {
+            return Err(ConfigError::BlockNotPowerOfTwo { value });
+        }
+        Some(value) => bounded("--block-tokens", value.into(), 1, BLOCK_TOKENS_MAX.into())?,
+    };
+    let depth = bounded(
+        "--pipeline-depth",
+        typed.pipeline_depth.into(),
+        1,
+        DEPTH_MAX.into(),
+    )?;
+    Ok(Engine {
+        block_tokens: narrow(block_tokens),
+        blocks_max: 0,
+        running_max: narrow(running_max),
+        // Every running sequence must fit in a step, whatever the budget of prompts is.
+        step_tokens_max: narrow(prefill.max(running_max)),
+        prefill_tokens_max: narrow(prefill),
+        pipeline_depth: narrow(depth),
+        prefix_caching: typed.prefix_caching,
+        record: typed.record_plans.clone(),
+        step_deadline_ms: timeout_ms("--step-timeout", typed.step_timeout)?,
+        prepare_deadline_ms,
+    })
+}
+
+fn http(typed: &Typed, warnings: &mut Vec<String>) -> Result<Http, ConfigError> {
+    let typed = &typed.http;
+    let hostname = match typed.hostname.parse::<IpAddr>() {
+        Ok(_) => typed.hostname.clone(),
+        Err(_) if typed.hostname == "localhost" => Ipv4Addr::LOCALHOST.to_string(),
+        Err(_) => {
+            warnings.push(format!(
+                "hostname `{}` is not an IP address: listening on 0.0.0.0",
+                typed.hostname
+            ));
+            Ipv4Addr::UNSPECIFIED.to_string()
+        }
+    };
+    if typed.api_key.as_ref().is_some_and(String::is_empty) {
+        return Err(ConfigError::Empty { flag: "--api-key" });
+    }
+    let drain_s = bounded(
+        "--graceful-termination-timeout",
+        typed.graceful_termination_timeout,
+        0,
+        TIMEOUT_MAX_S,
+    )?;
+    Ok(Http {
+        hostname,
+        port: typed.port,
+        api_key: typed.api_key.clone(),
+        cors_allow_origin: typed.cors_allow_origin.clone(),
+        drain_deadline_ms: drain_s * 1000,
+    })
+}
+
+fn bounded(flag: &'static str, value: u64, min: u64, max: u64) -> Result<u64, ConfigError> {
+    if value < min {
+        return Err(ConfigError::TooSmall { flag, value, min });
+    }
+    if value > max {
+        return Err(ConfigError::TooLarge { flag, value, max });
+    }
+    Ok(value)
+}
+
+fn narrow(value: u64) -> u32 {
+    u32::try_from(value).expect("a bounded value is below 2^32; its bound in resolve.rs is wrong")
+}
