@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use headrace_core::event::{FinishReason, SeqEvent};
-use headrace_core::ids::{SeqId, StepId, Tokens};
+use headrace_core::ids::{SeqId, StepId};
 use headrace_core::plan::StepPlan;
 use headrace_core::scheduler::{AdmitError, Scheduler};
 use headrace_wire::{encode_describe, encode_plan, encode_prepare};
@@ -100,7 +100,11 @@ pub(crate) async fn run(
         () = refuse_until_drained(&mut inbox.commands) => None,
     };
     let outcome = match loaded {
-        Some(Ok((ready, recorder))) => Driver::new(ready, recorder, metrics, &mut inbox).run().await,
+        Some(Ok((ready, recorder))) => {
+            Driver::new(ready, recorder, metrics, &mut inbox)
+                .run()
+                .await
+        }
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
@@ -120,8 +124,12 @@ async fn load(
     let recorder = config.record.as_deref().map(Recorder::create).transpose()?;
     let ready = bring_up(config, dial).await?;
     if let Some(recorder) = &recorder {
-        recorder.write(Kind::Describe, encode_describe(&ready.facts.describe)).await;
-        recorder.write(Kind::Prepare, encode_prepare(&ready.prepare)).await;
+        recorder
+            .write(Kind::Describe, encode_describe(&ready.facts.describe))
+            .await;
+        recorder
+            .write(Kind::Prepare, encode_prepare(&ready.prepare))
+            .await;
     }
     Ok((ready, recorder))
 }
@@ -156,9 +164,13 @@ impl<'a> Driver<'a> {
         inbox: &'a mut Inbox,
     ) -> Self {
         let facts = Arc::new(ready.facts);
-        metrics.blocks_total.set(i64::from(facts.limits.blocks_usable().0));
+        metrics
+            .blocks_total
+            .set(i64::from(facts.limits.blocks_usable().0));
         inbox.facts.get_or_init(|| Arc::clone(&facts));
-        inbox.state.send_replace(EngineState::Ready(Arc::clone(&facts)));
+        inbox
+            .state
+            .send_replace(EngineState::Ready(Arc::clone(&facts)));
         Self {
             scheduler: Scheduler::new(facts.limits.clone()),
             group: ready.group,
@@ -254,7 +266,10 @@ impl<'a> Driver<'a> {
         if self.scheduler.is_idle() {
             self.audit_at = Some(Instant::now() + AUDIT_AFTER);
         }
-        let method = self.methods.pop_front().expect("every plan in flight has its method");
+        let method = self
+            .methods
+            .pop_front()
+            .expect("every plan in flight has its method");
         let device = Duration::from_micros(u64::from(done.result.device_time_us));
         self.metrics.step_done(method, done.took, device);
         self.metrics.observe(&self.scheduler.stats());
@@ -263,7 +278,11 @@ impl<'a> Driver<'a> {
 
     fn note_plan(&mut self, plan: &StepPlan) {
         let prefill = !plan.token_id.is_empty();
-        let method = if prefill { Method::Prefill } else { Method::Decode };
+        let method = if prefill {
+            Method::Prefill
+        } else {
+            Method::Decode
+        };
         self.methods.push_back(method);
         self.metrics.of(method).count.inc();
         if !plan.bindings.is_empty() {
@@ -278,14 +297,22 @@ impl<'a> Driver<'a> {
         match command {
             Command::Submit(submission) => self.admit(submission),
             Command::Drain { deadline } => {
-                self.phase = Phase::Draining { deadline: Some(deadline) };
+                self.phase = Phase::Draining {
+                    deadline: Some(deadline),
+                };
                 self.inbox.state.send_replace(EngineState::Draining);
             }
         }
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { request, sink, reply, span, t0 } = submission;
+        let Submission {
+            request,
+            sink,
+            reply,
+            span,
+            t0,
+        } = submission;
         if self.phase != Phase::Serving {
             drop(reply.send(Err(SubmitError::Draining)));
             return;
@@ -293,12 +320,21 @@ impl<'a> Driver<'a> {
         if sink.is_abandoned() {
             return;
         }
-        let Tokens(prompt) = Tokens(u32::try_from(request.prompt().len()).unwrap_or(u32::MAX));
-        let tokens_max = i64::from(prompt) + i64::from(request.tokens_max().0);
+        let prompt = i64::try_from(request.prompt().len()).unwrap_or(i64::MAX);
+        let tokens_max = prompt.saturating_add(request.tokens_max().0.into());
         let answer = match self.scheduler.admit(request) {
             Ok(seq) => {
                 sink.bind(seq);
-                self.seats.insert(seq, Seat { sink, tokens_max, started: false, span, t0 });
+                self.seats.insert(
+                    seq,
+                    Seat {
+                        sink,
+                        tokens_max,
+                        started: false,
+                        span,
+                        t0,
+                    },
+                );
                 self.idle = false;
                 Ok(())
             }
@@ -308,6 +344,7 @@ impl<'a> Driver<'a> {
         };
         // Whoever is gone has abandoned the sink, and its end is in the box.
         drop(reply.send(answer));
+        self.metrics.observe(&self.scheduler.stats());
     }
 
     /// Every handle is gone: nobody can submit or drain; what runs may end.
@@ -335,7 +372,10 @@ impl<'a> Driver<'a> {
 
     /// The drain took too long.
     fn cut(&mut self) {
-        tracing::warn!(streams = self.seats.len(), "streams are cut at the drain deadline");
+        tracing::warn!(
+            streams = self.seats.len(),
+            "streams are cut at the drain deadline"
+        );
         self.phase = Phase::Draining { deadline: None };
         self.finish_all(FinishReason::Cancelled);
     }
@@ -382,13 +422,19 @@ impl<'a> Driver<'a> {
                         cached_tokens = cached,
                         "sequence started"
                     );
-                    seat.sink.push(TokenEvent::Started { cached_tokens: cached });
+                    seat.sink.push(TokenEvent::Started {
+                        cached_tokens: cached,
+                    });
                 }
                 SeqEvent::PromptLogprobs { seq, logprobs } => {
-                    seat(&mut self.seats, seq).sink.push(TokenEvent::PromptLogprobs(logprobs));
+                    seat(&mut self.seats, seq)
+                        .sink
+                        .push(TokenEvent::PromptLogprobs(logprobs));
                 }
                 SeqEvent::Token { seq, token } => {
-                    seat(&mut self.seats, seq).sink.push(TokenEvent::Token(token));
+                    seat(&mut self.seats, seq)
+                        .sink
+                        .push(TokenEvent::Token(token));
                 }
                 SeqEvent::Finished { seq, reason } => {
                     let seat = self.seats.remove(&seq).expect(SEATED);

@@ -124,7 +124,9 @@ pub enum ShardError {
         expected: StepId,
     },
     /// Ranks computed different things.
-    #[error("rank {rank} disagrees with rank 0 about step {step}: digest {theirs:#x}, not {ours:#x}")]
+    #[error(
+        "rank {rank} disagrees with rank 0 about step {step}: digest {theirs:#x}, not {ours:#x}"
+    )]
     DigestMismatch {
         /// The rank.
         rank: usize,

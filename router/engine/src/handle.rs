@@ -129,8 +129,19 @@ impl EngineHandle {
         };
         let (reply, answer) = oneshot::channel();
         let t0 = Instant::now();
-        let submission = Submission { request, sink, reply, span: Span::current(), t0 };
-        if self.commands.send(Command::Submit(submission)).await.is_err() {
+        let submission = Submission {
+            request,
+            sink,
+            reply,
+            span: Span::current(),
+            t0,
+        };
+        if self
+            .commands
+            .send(Command::Submit(submission))
+            .await
+            .is_err()
+        {
             return Err(self.refusal());
         }
         match answer.await {
@@ -147,7 +158,12 @@ impl EngineHandle {
     /// after `patience` are cut. Returns at once when the engine is down.
     pub async fn drain(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        if self.commands.send(Command::Drain { deadline }).await.is_err() {
+        if self
+            .commands
+            .send(Command::Drain { deadline })
+            .await
+            .is_err()
+        {
             return;
         }
         let down = |state: &EngineState| matches!(state, EngineState::Down { .. });
@@ -160,14 +176,18 @@ impl EngineHandle {
             EngineState::Ready(_) => Ok(()),
             EngineState::Loading => Err(SubmitError::NotReady),
             EngineState::Draining => Err(SubmitError::Draining),
-            EngineState::Down { reason } => Err(SubmitError::Down { reason: Arc::clone(reason) }),
+            EngineState::Down { reason } => Err(SubmitError::Down {
+                reason: Arc::clone(reason),
+            }),
         }
     }
 
     /// Why the driver did not answer.
     fn refusal(&self) -> SubmitError {
         let reason = || "the driver has stopped".into();
-        self.check().err().unwrap_or_else(|| SubmitError::Down { reason: reason() })
+        self.check()
+            .err()
+            .unwrap_or_else(|| SubmitError::Down { reason: reason() })
     }
 }
 

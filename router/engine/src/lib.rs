@@ -25,3 +25,6 @@ pub use headrace_core::ids::{TokenId, Tokens};
 pub use headrace_core::limits::Limits;
 pub use headrace_core::request::{Request, RequestError, RequestSpec, Sampling, TraceContext};
 pub use headrace_wire::Describe;
+
+#[cfg(test)]
+mod tests;

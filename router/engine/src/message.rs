@@ -55,7 +55,10 @@ pub(crate) struct FinishBox {
 impl FinishBox {
     /// Never waits.
     pub(crate) fn post(&self, sink: Arc<TokenSink>, reason: FinishReason) {
-        self.posted.lock().unwrap_or_else(PoisonError::into_inner).push((sink, reason));
+        self.posted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((sink, reason));
         self.wake.notify_one();
     }
 

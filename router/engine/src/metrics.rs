@@ -57,17 +57,26 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         let r = registry;
         let counts = method_counter(r, "tgi_batch_inference_count", "Steps sent to the shards");
-        let successes =
-            method_counter(r, "tgi_batch_inference_success", "Steps whose result was committed");
-        let failures =
-            method_counter(r, "tgi_batch_inference_failure", "Steps lost with their shard group");
+        let successes = method_counter(
+            r,
+            "tgi_batch_inference_success",
+            "Steps whose result was committed",
+        );
+        let failures = method_counter(
+            r,
+            "tgi_batch_inference_failure",
+            "Steps lost with their shard group",
+        );
         let durations = method_histogram(
             r,
             "tgi_batch_inference_duration",
             "Seconds from sending a step to its result",
         );
-        let forwards =
-            method_histogram(r, "tgi_batch_forward_duration", "Seconds the device spent on a step");
+        let forwards = method_histogram(
+            r,
+            "tgi_batch_forward_duration",
+            "Seconds the device spent on a step",
+        );
         let series = |label: &str| MethodSeries {
             count: counts.with_label_values(&[label]),
             success: successes.with_label_values(&[label]),
@@ -76,9 +85,11 @@ impl Metrics {
             forward: forwards.with_label_values(&[label]),
         };
         let sizes = linear_buckets(1.0, 1.0, NEXT_SIZE_MAX).expect("the step is positive");
-        let next_size =
-            HistogramOpts::new("tgi_batch_next_size", "Sequences that join the batch in one step")
-                .buckets(sizes);
+        let next_size = HistogramOpts::new(
+            "tgi_batch_next_size",
+            "Sequences that join the batch in one step",
+        )
+        .buckets(sizes);
         Self {
             queue_size: gauge(r, "tgi_queue_size", "Sequences waiting for a slot"),
             batch_size: gauge(r, "tgi_batch_current_size", "Sequences running"),
@@ -90,14 +101,22 @@ impl Metrics {
             next_size: registered(r, Histogram::with_opts(next_size)),
             prefill: series("prefill"),
             decode: series("decode"),
-            blocks_total: gauge(r, "headrace_kv_blocks", "Blocks of the KV pool, usable ones"),
+            blocks_total: gauge(
+                r,
+                "headrace_kv_blocks",
+                "Blocks of the KV pool, usable ones",
+            ),
             blocks_free: gauge(r, "headrace_kv_blocks_free", "Blocks that hold nothing"),
             blocks_cached: gauge(
                 r,
                 "headrace_kv_blocks_cached",
                 "Blocks kept for later requests, reclaimed when needed",
             ),
-            preemptions: counter(r, "headrace_preemptions", "Sequences sent back to the queue"),
+            preemptions: counter(
+                r,
+                "headrace_preemptions",
+                "Sequences sent back to the queue",
+            ),
             cached_tokens: counter(
                 r,
                 "headrace_cached_tokens",
@@ -170,7 +189,10 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
 }
 
 fn method_counter(registry: &Registry, name: &str, help: &str) -> IntCounterVec {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), &["method"]))
+    registered(
+        registry,
+        IntCounterVec::new(Opts::new(name, help), &["method"]),
+    )
 }
 
 fn method_histogram(registry: &Registry, name: &str, help: &str) -> HistogramVec {

@@ -54,7 +54,10 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Creates the file and starts its writer.
     pub(crate) fn create(path: &Path) -> Result<Self, EngineError> {
-        let failed = |source| EngineError::Record { path: path.to_owned(), source };
+        let failed = |source| EngineError::Record {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);
         file.write_all(MAGIC).map_err(failed)?;
         file.write_all(&VERSION.to_le_bytes()).map_err(failed)?;
@@ -79,7 +82,11 @@ impl Recorder {
     }
 }
 
-fn write_all(mut file: BufWriter<File>, mut records: mpsc::Receiver<(Kind, Bytes)>, path: &PathBuf) {
+fn write_all(
+    mut file: BufWriter<File>,
+    mut records: mpsc::Receiver<(Kind, Bytes)>,
+    path: &PathBuf,
+) {
     if let Err(error) = pump(&mut file, &mut records) {
         tracing::error!(path = %path.display(), %error, "recording stops here");
     }
@@ -96,7 +103,9 @@ fn pump(file: &mut impl Write, records: &mut mpsc::Receiver<(Kind, Bytes)>) -> i
                 records.blocking_recv()
             }
         };
-        let Some((kind, bytes)) = record else { return file.flush() };
+        let Some((kind, bytes)) = record else {
+            return file.flush();
+        };
         let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
         file.write_all(&[kind as u8])?;
         file.write_all(&len.to_le_bytes())?;

@@ -51,7 +51,11 @@ impl TokenSink {
     /// A sink for at most this many tokens.
     pub(crate) fn new(tokens_max: Tokens) -> Self {
         let events_max = (tokens_max.0 as usize).saturating_add(EXTRA_EVENTS_MAX);
-        Self { seq: OnceLock::new(), events_max, inner: Mutex::default() }
+        Self {
+            seq: OnceLock::new(),
+            events_max,
+            inner: Mutex::default(),
+        }
     }
 
     /// The sequence whose tokens these are, once admitted.
@@ -61,7 +65,9 @@ impl TokenSink {
 
     /// Binds the sink to an admitted sequence.
     pub(crate) fn bind(&self, seq: SeqId) {
-        self.seq.set(seq).expect("a sink is admitted once; this is a router bug");
+        self.seq
+            .set(seq)
+            .expect("a sink is admitted once; this is a router bug");
     }
 
     /// Whether the reader is gone.

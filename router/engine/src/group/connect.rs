@@ -38,7 +38,8 @@ pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How to reach a rank.
-pub(crate) type Dial = Arc<dyn Fn(usize) -> BoxFuture<'static, io::Result<Box<dyn Io>>> + Send + Sync>;
+pub(crate) type Dial =
+    Arc<dyn Fn(usize) -> BoxFuture<'static, io::Result<Box<dyn Io>>> + Send + Sync>;
 
 /// A group that takes plans, and what is known of it.
 #[derive(Debug)]
@@ -63,13 +64,23 @@ pub(crate) fn dial_sockets(sockets: &[PathBuf]) -> Dial {
 
 /// Connects to all ranks and prepares them, within `prepare_deadline`.
 pub(crate) async fn bring_up(config: &EngineConfig, dial: &Dial) -> Result<Ready, ShardError> {
-    let deadline = Deadline { at: Instant::now() + config.prepare_deadline, config };
-    let clients = deadline.keep("connecting", connect(config.sockets.len(), dial)).await?;
+    let deadline = Deadline {
+        at: Instant::now() + config.prepare_deadline,
+        config,
+    };
+    let clients = deadline
+        .keep("connecting", connect(config.sockets.len(), dial))
+        .await?;
     let described = deadline.keep("loading", describe(&clients)).await?;
     check_agreement(&described)?;
-    let describe = described.into_iter().next().expect("a group has at least one rank");
+    let describe = described
+        .into_iter()
+        .next()
+        .expect("a group has at least one rank");
     let mut prepare = prepare_request(config, &describe)?;
-    let prepared = deadline.keep("preparing", prepare_all(&clients, &prepare)).await?;
+    let prepared = deadline
+        .keep("preparing", prepare_all(&clients, &prepare))
+        .await?;
     let limits = limits(config, &describe, &prepare, prepared.blocks)?;
     // So that a replay gets the same pool wherever it runs.
     prepare.blocks_max = prepared.blocks;
@@ -77,8 +88,16 @@ pub(crate) async fn bring_up(config: &EngineConfig, dial: &Dial) -> Result<Ready
     let open = |(rank, client)| RankStream::open(rank, client, prepare.first_step, config.depth);
     let ranks = clients.into_iter().enumerate().map(open).collect();
     let group = ShardGroup::new(ranks, config.step_deadline);
-    let facts = Facts { limits, describe, memory: prepared.memory };
-    Ok(Ready { group, facts, prepare })
+    let facts = Facts {
+        limits,
+        describe,
+        memory: prepared.memory,
+    };
+    Ok(Ready {
+        group,
+        facts,
+        prepare,
+    })
 }
 
 /// One deadline over all phases.
@@ -94,7 +113,10 @@ impl Deadline<'_> {
         work: impl Future<Output = Result<T, ShardError>>,
     ) -> Result<T, ShardError> {
         timeout_at(self.at, work).await.unwrap_or_else(|_| {
-            Err(ShardError::PrepareDeadline { deadline: self.config.prepare_deadline, phase })
+            Err(ShardError::PrepareDeadline {
+                deadline: self.config.prepare_deadline,
+                phase,
+            })
         })
     }
 }
@@ -131,10 +153,16 @@ async fn connect_rank(rank: usize, dial: &Dial) -> Result<ShardClient<Channel>, 
 // === describing ===
 
 async fn describe(clients: &[ShardClient<Channel>]) -> Result<Vec<Describe>, ShardError> {
-    let calls = clients.iter().cloned().enumerate().map(|(rank, mut client)| async move {
-        let reply = client.describe(DescribeRequest).await;
-        reply.map(tonic::Response::into_inner).map_err(|status| call_failed(rank, "Describe", &status))
-    });
+    let calls = clients
+        .iter()
+        .cloned()
+        .enumerate()
+        .map(|(rank, mut client)| async move {
+            let reply = client.describe(DescribeRequest).await;
+            reply
+                .map(tonic::Response::into_inner)
+                .map_err(|status| call_failed(rank, "Describe", &status))
+        });
     try_join_all(calls).await
 }
 
@@ -147,16 +175,29 @@ fn check_agreement(described: &[Describe]) -> Result<(), ShardError> {
             if ours == theirs {
                 Ok(())
             } else {
-                Err(ShardError::Disagreement { rank, what, ours, theirs })
+                Err(ShardError::Disagreement {
+                    rank,
+                    what,
+                    ours,
+                    theirs,
+                })
             }
         };
         differ("its rank", &rank, &this.rank)?;
         differ("the number of ranks", &described.len(), &this.ranks)?;
         differ("the architecture", &first.architecture, &this.architecture)?;
         differ("the dtype", &first.dtype, &this.dtype)?;
-        differ("the context", &first.context_tokens_max, &this.context_tokens_max)?;
+        differ(
+            "the context",
+            &first.context_tokens_max,
+            &this.context_tokens_max,
+        )?;
         differ("the vocabulary", &first.vocab_size, &this.vocab_size)?;
-        differ("KV bytes a token", &first.kv_bytes_per_token, &this.kv_bytes_per_token)?;
+        differ(
+            "KV bytes a token",
+            &first.kv_bytes_per_token,
+            &this.kv_bytes_per_token,
+        )?;
         differ(
             "block sizes",
             &format!("{:?}", first.block_tokens_supported),
@@ -188,7 +229,9 @@ fn prepare_request(config: &EngineConfig, describe: &Describe) -> Result<Prepare
     let slots_max = config.running_max.saturating_mul(config.depth);
     Ok(Prepare {
         first_step: StepId(0),
-        block_tokens: block_tokens.filter(|&tokens| tokens > 0).ok_or_else(unsupported)?,
+        block_tokens: block_tokens
+            .filter(|&tokens| tokens > 0)
+            .ok_or_else(unsupported)?,
         slots_max,
         state_slots_max: slots_max.min(STATE_SLOTS_MAX),
         step_tokens_max: config.step_tokens_max,
@@ -203,18 +246,32 @@ async fn prepare_all(
     clients: &[ShardClient<Channel>],
     request: &Prepare,
 ) -> Result<Prepared, ShardError> {
-    let calls = clients.iter().cloned().enumerate().map(|(rank, mut client)| async move {
-        let reply = client.prepare(request.clone()).await;
-        reply.map(tonic::Response::into_inner).map_err(|status| call_failed(rank, "Prepare", &status))
-    });
+    let calls = clients
+        .iter()
+        .cloned()
+        .enumerate()
+        .map(|(rank, mut client)| async move {
+            let reply = client.prepare(request.clone()).await;
+            reply
+                .map(tonic::Response::into_inner)
+                .map_err(|status| call_failed(rank, "Prepare", &status))
+        });
     let replies = try_join_all(calls).await?;
     let ours = replies[0].blocks;
     if let Some(rank) = replies.iter().position(|reply| reply.blocks != ours) {
         let theirs = replies[rank].blocks.to_string();
         let ours = ours.to_string();
-        return Err(ShardError::Disagreement { rank, what: "blocks of the pool", ours, theirs });
+        return Err(ShardError::Disagreement {
+            rank,
+            what: "blocks of the pool",
+            ours,
+            theirs,
+        });
     }
-    Ok(replies.into_iter().next().expect("a group has at least one rank"))
+    Ok(replies
+        .into_iter()
+        .next()
+        .expect("a group has at least one rank"))
 }
 
 fn limits(
@@ -227,7 +284,10 @@ fn limits(
     if blocks < 2 {
         return Err(ShardError::PoolTooSmall { blocks });
     }
-    let context = config.context_tokens_max.unwrap_or(u32::MAX).min(describe.context_tokens_max);
+    let context = config
+        .context_tokens_max
+        .unwrap_or(u32::MAX)
+        .min(describe.context_tokens_max);
     Ok(Limits {
         block_size,
         blocks: Blocks(blocks),
@@ -247,5 +307,9 @@ fn limits(
 }
 
 fn call_failed(rank: usize, call: &'static str, status: &tonic::Status) -> ShardError {
-    ShardError::Call { rank, call, message: status.message().to_owned() }
+    ShardError::Call {
+        rank,
+        call,
+        message: status.message().to_owned(),
+    }
 }

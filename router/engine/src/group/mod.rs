@@ -19,9 +19,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::error::ShardError;
 use stream::{RankResult, RankStream};
 
-pub(crate) use connect::{Dial, Ready, bring_up, dial_sockets};
 #[cfg(test)]
 pub(crate) use connect::Io;
+pub(crate) use connect::{Dial, Ready, bring_up, dial_sockets};
 
 /// What the group tells the driver.
 #[derive(Debug)]
@@ -63,7 +63,12 @@ struct Sent {
 
 impl ShardGroup {
     fn new(ranks: Vec<RankStream>, step_deadline: Duration) -> Self {
-        Self { ranks, in_flight: VecDeque::new(), last_result: Instant::now(), step_deadline }
+        Self {
+            ranks,
+            in_flight: VecDeque::new(),
+            last_result: Instant::now(),
+            step_deadline,
+        }
     }
 
     /// Sends one plan, encoded once, to every rank. Never waits: a stream has room for as many
@@ -72,7 +77,10 @@ impl ShardGroup {
         for rank in &mut self.ranks {
             rank.send(plan.clone())?;
         }
-        self.in_flight.push_back(Sent { step, at: Instant::now() });
+        self.in_flight.push_back(Sent {
+            step,
+            at: Instant::now(),
+        });
         Ok(())
     }
 
@@ -85,7 +93,9 @@ impl ShardGroup {
             (sent.step, started + step_deadline)
         });
         let event = poll_fn(|cx| self.poll_step(cx));
-        let Some((step, deadline)) = due else { return event.await.into() };
+        let Some((step, deadline)) = due else {
+            return event.await.into();
+        };
         tokio::select! {
             biased;
             event = event => event.into(),
@@ -101,21 +111,32 @@ impl ShardGroup {
             rank.poll(cx)?;
             complete &= rank.front().is_some();
         }
-        if complete { Poll::Ready(self.complete()) } else { Poll::Pending }
+        if complete {
+            Poll::Ready(self.complete())
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Takes the finished step off every rank and compares.
     fn complete(&mut self) -> Result<StepDone, ShardError> {
         let mut results = self.ranks.iter_mut().map(|rank| {
-            rank.pop().expect("every rank has a result; this is a router bug")
+            rank.pop()
+                .expect("every rank has a result; this is a router bug")
         });
-        let RankResult { result, bytes } =
-            results.next().expect("a group has at least one rank; this is a router bug");
+        let RankResult { result, bytes } = results
+            .next()
+            .expect("a group has at least one rank; this is a router bug");
         let differs = results.map(|other| other.result.digest).enumerate();
         for (follower, theirs) in differs {
             if theirs != result.digest {
                 let (rank, step, ours) = (follower + 1, result.step, result.digest);
-                return Err(ShardError::DigestMismatch { rank, step, ours, theirs });
+                return Err(ShardError::DigestMismatch {
+                    rank,
+                    step,
+                    ours,
+                    theirs,
+                });
             }
         }
         let sent = self
@@ -123,7 +144,11 @@ impl ShardGroup {
             .pop_front()
             .expect("a rank accepts no result beyond what was sent; this is a router bug");
         self.last_result = Instant::now();
-        Ok(StepDone { result, bytes, took: self.last_result - sent.at })
+        Ok(StepDone {
+            result,
+            bytes,
+            took: self.last_result - sent.at,
+        })
     }
 }
 

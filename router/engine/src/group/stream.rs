@@ -124,7 +124,11 @@ impl RankStream {
             .map_err(|source| ShardError::Malformed { rank, source })?;
         if result.step != self.expected || self.owed == 0 {
             let (step, expected) = (result.step, self.expected);
-            return Err(ShardError::OutOfOrder { rank, step, expected });
+            return Err(ShardError::OutOfOrder {
+                rank,
+                step,
+                expected,
+            });
         }
         self.expected = self.expected.next();
         self.owed -= 1;
@@ -133,7 +137,10 @@ impl RankStream {
     }
 
     fn ended(&self, message: &str) -> Result<(), ShardError> {
-        Err(ShardError::StreamEnded { rank: self.rank, message: message.to_owned() })
+        Err(ShardError::StreamEnded {
+            rank: self.rank,
+            message: message.to_owned(),
+        })
     }
 }
 

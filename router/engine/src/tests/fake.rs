@@ -1,0 +1,255 @@
+//! A shard behind a real tonic server on an in-process connection, with faults to order.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use headrace_core::ids::StepId;
+use headrace_core::plan::{StepPlan, StepResult, row_flag};
+use headrace_wire::{
+    Describe, DescribeRequest, Prepare, Prepared, Shard, ShardServer, decode_plan, encode_result,
+};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::group::{Dial, Io};
+
+/// Entries of the fake vocabulary.
+pub(crate) const VOCAB: u32 = 1000;
+/// Tokens in a block of the fake pool.
+pub(crate) const BLOCK_TOKENS: u32 = 4;
+/// What a paced fake takes for a step.
+pub(crate) const STEP: Duration = Duration::from_millis(10);
+
+/// What goes wrong, and at which step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// The stream ends without a word.
+    End(u64),
+    /// The stream ends without a word once the step is answered.
+    EndAfter(u64),
+    /// The stream ends with a status.
+    Fail(u64),
+    /// The step is never answered.
+    Hang(u64),
+    /// The digest is another.
+    Digest(u64),
+    /// The answer is for the step after.
+    Skip(u64),
+    /// The answer comes twice.
+    Twice(u64),
+    /// The answer is no message.
+    Garbage(u64),
+    /// The answer is for rows that were not sampled.
+    Rows(u64),
+}
+
+/// One rank and its orders.
+#[derive(Clone)]
+pub(crate) struct Fake {
+    pub(crate) describe: Describe,
+    pub(crate) blocks: u32,
+    pub(crate) step_time: Duration,
+    pub(crate) prepare_time: Duration,
+    pub(crate) fault: Fault,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) model: Model,
+}
+
+/// What executes plans.
+pub(crate) type Model =
+    Arc<dyn Fn() -> Box<dyn FnMut(&StepPlan) -> StepResult + Send> + Send + Sync>;
+
+/// What a rank was told.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) plans: Mutex<Vec<StepPlan>>,
+    pub(crate) prepared: AtomicBool,
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// The plans so far.
+    pub(crate) fn plans(&self) -> Vec<StepPlan> {
+        self.plans
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn add(&self, plan: StepPlan) {
+        self.plans
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(plan);
+    }
+}
+
+// === impl Fake ===
+
+impl Fake {
+    /// A group of faultless ranks that answer at once.
+    pub(crate) fn group(ranks: u32) -> Vec<Self> {
+        let rank = |rank| Self {
+            describe: Describe {
+                architecture: "FakeForCausalLM".into(),
+                device: "cpu".into(),
+                dtype: "float32".into(),
+                rank,
+                ranks,
+                context_tokens_max: 4096,
+                vocab_size: VOCAB,
+                kv_bytes_per_token: 64,
+                block_tokens_supported: vec![BLOCK_TOKENS, 16],
+                kv_written_in_attention: false,
+            },
+            blocks: 1025,
+            step_time: Duration::ZERO,
+            prepare_time: Duration::ZERO,
+            fault: Fault::None,
+            seen: Arc::default(),
+            model: Arc::new(|| Box::new(answer)),
+        };
+        (0..ranks).map(rank).collect()
+    }
+
+    /// A group that takes [`STEP`] for a step.
+    pub(crate) fn paced(ranks: u32) -> Vec<Self> {
+        let mut group = Self::group(ranks);
+        group.iter_mut().for_each(|fake| fake.step_time = STEP);
+        group
+    }
+
+    /// Serves on one connection until it closes.
+    pub(crate) async fn serve(self, connection: tokio::io::DuplexStream) {
+        let incoming = stream::iter([Ok::<_, io::Error>(connection)]);
+        let served = Server::builder()
+            .serve_with_incoming(ShardServer::new(self), incoming)
+            .await;
+        drop(served);
+    }
+}
+
+/// Each dial starts a server for its rank.
+pub(crate) fn dial(group: Vec<Fake>) -> Dial {
+    Arc::new(move |rank| {
+        let fake = group[rank].clone();
+        Box::pin(async move {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            tokio::spawn(fake.serve(theirs));
+            Ok(Box::new(ours) as Box<dyn Io>)
+        })
+    })
+}
+
+/// The fake model: a row's token is the number of tokens its sequence has.
+pub(crate) fn answer(plan: &StepPlan) -> StepResult {
+    let mut result = StepResult {
+        step: plan.step,
+        digest: plan.step.0,
+        ..StepResult::default()
+    };
+    for row in 0..plan.rows() {
+        let end = plan.row_start[row] + plan.row_len[row];
+        if plan.row_flags[row] & row_flag::PROMPT_LOGPROBS != 0 {
+            result
+                .prompt_logprob
+                .extend((plan.row_start[row]..end).map(|at| -(at as f32)));
+        }
+        if plan.row_flags[row] & row_flag::SAMPLE != 0 {
+            result.row_index.push(i32::try_from(row).expect("few rows"));
+            result.token_id.push(end % VOCAB.cast_signed());
+            result.row_flags.push(0);
+            result.logprob.push(-0.5);
+            result.top_count.push(0);
+        }
+    }
+    result
+}
+
+#[tonic::async_trait]
+impl Shard for Fake {
+    type ExecuteStream = ReceiverStream<Result<Bytes, Status>>;
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<Describe>, Status> {
+        Ok(Response::new(self.describe.clone()))
+    }
+
+    async fn prepare(&self, request: Request<Prepare>) -> Result<Response<Prepared>, Status> {
+        sleep(self.prepare_time).await;
+        self.seen.prepared.store(true, Ordering::Relaxed);
+        let wanted = request.into_inner().blocks_max;
+        let blocks = if wanted == 0 {
+            self.blocks
+        } else {
+            wanted.min(self.blocks)
+        };
+        Ok(Response::new(Prepared {
+            blocks,
+            memory: vec![("KV pool".into(), 1 << 20)],
+        }))
+    }
+
+    async fn execute(
+        &self,
+        request: Request<Streaming<Bytes>>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
+        let (results, receiver) = mpsc::channel(1);
+        tokio::spawn(self.clone().run(request.into_inner(), results));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+impl Fake {
+    async fn run(self, mut plans: Streaming<Bytes>, results: mpsc::Sender<Result<Bytes, Status>>) {
+        let mut model = (self.model)();
+        while let Ok(Some(bytes)) = plans.message().await {
+            let plan = decode_plan(bytes).expect("the engine sends plans");
+            self.seen.add(plan.clone());
+            let mut result = model(&plan);
+            if !self.step_time.is_zero() {
+                sleep(self.step_time).await;
+            }
+            let mut answers = 1;
+            match self.fault {
+                Fault::End(step) if step == plan.step.0 => return,
+                Fault::Fail(step) if step == plan.step.0 => {
+                    drop(results.send(Err(Status::internal("out of memory"))).await);
+                    return;
+                }
+                Fault::Hang(step) if step == plan.step.0 => std::future::pending().await,
+                Fault::Digest(step) if step == plan.step.0 => result.digest ^= 1,
+                Fault::Skip(step) if step == plan.step.0 => result.step = StepId(step + 1),
+                Fault::Twice(step) if step == plan.step.0 => answers = 2,
+                Fault::Garbage(step) if step == plan.step.0 => {
+                    drop(
+                        results
+                            .send(Ok(Bytes::from_static(&[0x12, 3, 0, 0, 0])))
+                            .await,
+                    );
+                    continue;
+                }
+                Fault::Rows(step) if step == plan.step.0 => {
+                    result.row_index.iter_mut().for_each(|row| *row += 1);
+                }
+                _ => {}
+            }
+            for _ in 0..answers {
+                if results.send(Ok(encode_result(&result))).await.is_err() {
+                    return;
+                }
+            }
+            if self.fault == Fault::EndAfter(plan.step.0) {
+                return;
+            }
+        }
+    }
+}
