@@ -17,33 +17,42 @@ use crate::size::parse_bytes;
 const ABOUT: &str = "Serve a large language model over HTTP.
 
 Without any flag a small default model is served on port 3000, on the GPU if there is one and on \
-the CPU if not. Routes: /v1/chat/completions and /v1/completions (OpenAI's), /generate and \
-/generate_stream (TGI's), /health, /metrics.";
+the CPU if not. Routes: /v1/chat/completions and /v1/completions as OpenAI's, /generate and \
+/generate_stream as TGI's, /info, /health, /metrics.";
 
-const COMMANDS: &str = "Commands:
-  headrace [serve] [OPTIONS]       Serve a model (what this page describes)
-  headrace download [OPTIONS]      Fetch a model, print where it is, serve nothing
-  headrace describe [OPTIONS]      Say what a model's shard is: architecture, device, limits
-  headrace replay FILE [OPTIONS]   Execute plans recorded with --record-plans again
+const COMMANDS: &str = "\
+Commands:
+  headrace [serve] [OPTIONS]          Serve a model: what this page describes
+  headrace download --model-id <ID>   Fetch a model and print where it is
+  headrace describe --help            Say what a shard of a model would be
+  headrace replay --help              Execute plans again that --record-plans wrote
 
 Examples:
   headrace --model-id Qwen/Qwen3-0.6B --port 8080
   headrace --model-id ./my-model --device cpu --dtype float32
   MODEL_ID=Qwen/Qwen3-0.6B PORT=8080 headrace
 
-A flag wins over its variable; an empty variable counts as unset; switches take 1, 0, true, false, \
-yes, no, on and off in the environment. Called as text-generation-launcher the program does the \
-same.";
+A flag wins over its variable, and an empty variable counts as unset; switches take 1, true, yes, \
+on and 0, false, no, off in the environment. HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they \
+mean to the Hub's own tools. Called as text-generation-launcher the program does the same.
+
+Flags of TGI that are taken and without effect here: --trust-remote-code, --speculate, \
+--waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs, \
+--prometheus-port, --disable-custom-kernels, --watermark-gamma, --watermark-delta, \
+--disable-grammar-support, --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
+refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
+--rope-factor, --ngrok.";
 
 /// The command line of `headrace serve`.
 #[derive(Debug, Clone, PartialEq, Parser)]
 #[command(
     name = "headrace",
     version,
-    about = "Serve a large language model over HTTP",
-    long_about = ABOUT,
+    about = ABOUT,
     after_help = COMMANDS,
-    after_long_help = COMMANDS,
+    next_line_help = true,
+    disable_help_flag = true,
+    disable_version_flag = true,
     max_term_width = 100
 )]
 pub struct Typed {
@@ -61,8 +70,14 @@ pub struct Typed {
     pub telemetry: TelemetryArgs,
     #[command(flatten, next_help_heading = "Processes")]
     pub process: ProcessArgs,
-    #[command(flatten, next_help_heading = "Accepted for TGI's sake")]
+    #[command(flatten)]
     pub compat: CompatArgs,
+    /// Print this page
+    #[arg(short, long, action = ArgAction::Help, help_heading = "About")]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "About")]
+    version: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -80,7 +95,7 @@ pub struct ModelArgs {
     #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR")]
     pub huggingface_hub_cache: Option<PathBuf>,
     /// Where weights come from: dummy makes random ones of the right shapes, to measure speed
-    #[arg(long, env = "HEADRACE_LOAD_FORMAT", value_enum, default_value_t = LoadFormat::Auto)]
+    #[arg(long, env = "HEADRACE_LOAD_FORMAT", value_name = "auto|dummy", hide_possible_values = true, value_enum, default_value_t = LoadFormat::Auto)]
     pub load_format: LoadFormat,
 }
 
@@ -111,17 +126,17 @@ pub struct HttpArgs {
 
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct DeviceArgs {
-    /// Device
-    #[arg(long, env = "HEADRACE_DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
+    /// Device; auto takes the GPU if there is one and the CPU if not
+    #[arg(long, env = "HEADRACE_DEVICE", value_name = "auto|cpu|cuda", hide_possible_values = true, value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
     /// Precision of weights and activations; auto asks the checkpoint and the device
-    #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
+    #[arg(long, env = "DTYPE", value_name = "auto|float32|bfloat16|float16", hide_possible_values = true, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
     /// Processes the model is split over (tensor parallelism) [default: 1, or the visible GPUs]
     #[arg(long, env = "NUM_SHARD", value_name = "N")]
     pub num_shard: Option<usize>,
     /// true: split over all visible GPUs; false: do not split
-    #[arg(long, env = "SHARDED", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "SHARDED", value_name = "true|false", hide_possible_values = true, value_parser = BoolishValueParser::new())]
     pub sharded: Option<bool>,
     /// Threads of one shard [default: cores / shards]
     #[arg(long, env = "HEADRACE_THREADS", value_name = "N")]
@@ -224,7 +239,8 @@ pub struct EngineArgs {
     #[arg(
         long,
         env = "PREFIX_CACHING",
-        value_name = "BOOL",
+        value_name = "true|false",
+        hide_possible_values = true,
         default_value = "true",
         action = ArgAction::Set,
         value_parser = BoolishValueParser::new()
@@ -303,7 +319,6 @@ pub struct ProcessArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DeviceKind {
-    /// The GPU if there is one, the CPU if not.
     Auto,
     Cpu,
     Cuda,
@@ -319,9 +334,7 @@ pub enum Dtype {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LoadFormat {
-    /// The checkpoint's safetensors.
     Auto,
-    /// Random weights.
     Dummy,
 }
 

@@ -8,73 +8,80 @@ use clap::builder::BoolishValueParser;
 
 use crate::resolve::ConfigError;
 
+/// Hidden from the list of flags; the help page names them in one paragraph.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct CompatArgs {
     /// Not supported yet: on-the-fly quantization
-    #[arg(long, env = "QUANTIZE", value_name = "FORMAT")]
+    #[arg(long, hide = true, env = "QUANTIZE", value_name = "FORMAT")]
     pub quantize: Option<String>,
     /// Not supported yet: an 8-bit KV cache
-    #[arg(long, env = "KV_CACHE_DTYPE", value_name = "DTYPE")]
+    #[arg(long, hide = true, env = "KV_CACHE_DTYPE", value_name = "DTYPE")]
     pub kv_cache_dtype: Option<String>,
     /// Not supported yet: adapters
-    #[arg(long, env = "LORA_ADAPTERS", value_name = "LIST")]
+    #[arg(long, hide = true, env = "LORA_ADAPTERS", value_name = "LIST")]
     pub lora_adapters: Option<String>,
     /// Not supported yet: a flat folder with the weight files (give it as --model-id)
-    #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE", value_name = "DIR")]
+    #[arg(long, hide = true, env = "WEIGHTS_CACHE_OVERRIDE", value_name = "DIR")]
     pub weights_cache_override: Option<PathBuf>,
     /// Not supported yet: a rope scaling other than the model's own
-    #[arg(long, env = "ROPE_SCALING", value_name = "KIND")]
+    #[arg(long, hide = true, env = "ROPE_SCALING", value_name = "KIND")]
     pub rope_scaling: Option<String>,
     /// Not supported yet: a rope scaling other than the model's own
-    #[arg(long, env = "ROPE_FACTOR", value_name = "FACTOR")]
+    #[arg(long, hide = true, env = "ROPE_FACTOR", value_name = "FACTOR")]
     pub rope_factor: Option<f32>,
     /// Not supported: a tunnel
-    #[arg(long, env = "NGROK")]
+    #[arg(long, hide = true, env = "NGROK")]
     pub ngrok: bool,
     /// Without effect: no tunnel
-    #[arg(long, env = "NGROK_AUTHTOKEN", value_name = "TOKEN")]
+    #[arg(long, hide = true, env = "NGROK_AUTHTOKEN", value_name = "TOKEN")]
     pub ngrok_authtoken: Option<String>,
     /// Without effect: no tunnel
-    #[arg(long, env = "NGROK_EDGE", value_name = "EDGE")]
+    #[arg(long, hide = true, env = "NGROK_EDGE", value_name = "EDGE")]
     pub ngrok_edge: Option<String>,
     /// Without effect: no code of a model's repository is ever executed
-    #[arg(long, env = "TRUST_REMOTE_CODE")]
+    #[arg(long, hide = true, env = "TRUST_REMOTE_CODE")]
     pub trust_remote_code: bool,
     /// Without effect yet: speculation changes speed, not answers
-    #[arg(long, env = "SPECULATE", value_name = "N")]
+    #[arg(long, hide = true, env = "SPECULATE", value_name = "N")]
     pub speculate: Option<usize>,
     /// Without effect: prompts are cut into chunks and join running ones in every step
-    #[arg(long, env = "WAITING_SERVED_RATIO", value_name = "RATIO")]
+    #[arg(long, hide = true, env = "WAITING_SERVED_RATIO", value_name = "RATIO")]
     pub waiting_served_ratio: Option<f32>,
     /// Without effect: prompts are cut into chunks and join running ones in every step
-    #[arg(long, env = "MAX_WAITING_TOKENS", value_name = "N")]
+    #[arg(long, hide = true, env = "MAX_WAITING_TOKENS", value_name = "N")]
     pub max_waiting_tokens: Option<usize>,
     /// Without effect: the size of the KV cache is measured; --kv-memory bounds it
-    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "N")]
+    #[arg(long, hide = true, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "N")]
     pub max_batch_total_tokens: Option<u32>,
     /// Without effect yet: batch sizes of CUDA graphs
-    #[arg(long, env = "CUDA_GRAPHS", value_name = "LIST", value_delimiter = ',')]
+    #[arg(
+        long,
+        hide = true,
+        env = "CUDA_GRAPHS",
+        value_name = "LIST",
+        value_delimiter = ','
+    )]
     pub cuda_graphs: Vec<usize>,
     /// Without effect: metrics are served at /metrics of the one port
-    #[arg(long, env = "PROMETHEUS_PORT", value_name = "PORT")]
+    #[arg(long, hide = true, env = "PROMETHEUS_PORT", value_name = "PORT")]
     pub prometheus_port: Option<u16>,
     /// Without effect: see --reference-ops
-    #[arg(long, env = "DISABLE_CUSTOM_KERNELS")]
+    #[arg(long, hide = true, env = "DISABLE_CUSTOM_KERNELS")]
     pub disable_custom_kernels: bool,
     /// Without effect yet: watermarks
-    #[arg(long, env = "WATERMARK_GAMMA", value_name = "GAMMA")]
+    #[arg(long, hide = true, env = "WATERMARK_GAMMA", value_name = "GAMMA")]
     pub watermark_gamma: Option<f32>,
     /// Without effect yet: watermarks
-    #[arg(long, env = "WATERMARK_DELTA", value_name = "DELTA")]
+    #[arg(long, hide = true, env = "WATERMARK_DELTA", value_name = "DELTA")]
     pub watermark_delta: Option<f32>,
     /// Without effect yet: grammars
-    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT")]
+    #[arg(long, hide = true, env = "DISABLE_GRAMMAR_SUPPORT")]
     pub disable_grammar_support: bool,
     /// Without effect: log-probabilities of a prompt are computed when a request asks for them
-    #[arg(long, env = "ENABLE_PREFILL_LOGPROBS")]
+    #[arg(long, hide = true, env = "ENABLE_PREFILL_LOGPROBS")]
     pub enable_prefill_logprobs: bool,
     /// Without effect: nothing is ever reported to anybody
-    #[arg(long, env = "USAGE_STATS", value_name = "on|off|no-stack")]
+    #[arg(long, hide = true, env = "USAGE_STATS", value_name = "on|off|no-stack")]
     pub usage_stats: Option<String>,
     /// Without effect: prompts are always cut into chunks
     #[arg(long, hide = true, env = "PREFILL_CHUNKING", value_name = "BOOL", value_parser = BoolishValueParser::new())]

@@ -1,0 +1,399 @@
+//! Flags and variables → `Serve`, and the texts of what is refused.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+
+use headrace_config::{DEFAULT_MODEL, Machine, Resolved, Serve, Typed, load, resolve, save};
+use serde_json::{Value, json};
+
+const CPU: Machine = Machine {
+    cores: 8,
+    gpus: 0,
+    gpus_named: None,
+};
+const TWO_GPUS: Machine = Machine {
+    cores: 16,
+    gpus: 2,
+    gpus_named: None,
+};
+
+/// Arguments and variables as one would write them: `"PORT=80 --model-id a/b"`.
+fn parse(line: &str) -> Result<Typed, String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let is_variable = |word: &&str| {
+        let name = word.split('=').next().unwrap_or_default();
+        word.contains('=')
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    };
+    let (env, args): (Vec<&str>, Vec<&str>) = words.into_iter().partition(is_variable);
+    let argv = std::iter::once("headrace").chain(args).map(OsString::from);
+    let lookup = |name: &str| {
+        let mut pairs = env.iter().filter_map(|pair| pair.split_once('='));
+        pairs
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| OsString::from(value))
+    };
+    Typed::parse(argv, &lookup).map_err(|error| error.to_string())
+}
+
+fn resolved(line: &str, machine: Machine) -> Result<Resolved, String> {
+    resolve(&parse(line)?, &machine).map_err(|error| error.to_string())
+}
+
+fn serve(line: &str) -> Serve {
+    resolved(line, CPU)
+        .unwrap_or_else(|error| panic!("{line}: {error}"))
+        .serve
+}
+
+/// Rows are what is typed, a path into `serve.json`, and what is there.
+fn check(table: &[(&str, &str, Value)]) {
+    for (line, path, expected) in table {
+        let serve = serde_json::to_value(serve(line)).expect("it is json");
+        assert_eq!(serve.pointer(path), Some(expected), "{line}");
+    }
+}
+
+#[test]
+fn without_flags_the_defaults_are_tgis() {
+    let Resolved {
+        serve,
+        launch,
+        warnings,
+    } = resolved("", CPU).expect("no flag is fine");
+    assert_eq!(serve.model.id, DEFAULT_MODEL);
+    assert_eq!(launch.model_id, None);
+    assert_eq!(
+        (serve.http.hostname.as_str(), serve.http.port),
+        ("0.0.0.0", 3000)
+    );
+    assert_eq!(serve.http.drain_deadline_ms, 90_000);
+    let requests = &serve.requests;
+    assert_eq!(
+        (requests.max_concurrent_requests, requests.max_best_of),
+        (128, 2)
+    );
+    assert_eq!(
+        (requests.max_stop_sequences, requests.max_top_n_tokens),
+        (4, 5)
+    );
+    assert_eq!(
+        (requests.max_input_tokens, requests.max_total_tokens),
+        (None, None)
+    );
+    assert_eq!(
+        (requests.max_client_batch_size, requests.validation_workers),
+        (4, 2)
+    );
+    assert_eq!(requests.payload_limit, 2_000_000);
+    let engine = &serve.engine;
+    assert_eq!((engine.running_max, engine.step_tokens_max), (256, 1024));
+    assert_eq!(
+        (engine.prefill_tokens_max, engine.pipeline_depth),
+        (1024, 2)
+    );
+    assert!(engine.prefix_caching && engine.record.is_none());
+    assert_eq!(
+        (serve.device.kind.as_str(), serve.device.dtype.as_str()),
+        ("auto", "auto")
+    );
+    assert_eq!((serve.device.threads, launch.num_shard), (8, 1));
+    assert_eq!(
+        serve.telemetry.otlp_service_name,
+        "text-generation-inference.router"
+    );
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn a_flag_means_what_it_says() {
+    check(&[
+        ("--model-id a/b", "/model/id", json!("a/b")),
+        (
+            "--revision refs/pr/1",
+            "/model/revision",
+            json!("refs/pr/1"),
+        ),
+        ("--load-format dummy", "/model/load_format", json!("dummy")),
+        ("-p 8080", "/http/port", json!(8080)),
+        ("-g 5", "/http/drain_deadline_ms", json!(5000)),
+        ("--hostname ::1", "/http/hostname", json!("::1")),
+        ("--hostname localhost", "/http/hostname", json!("127.0.0.1")),
+        ("--hostname 3f2a9c", "/http/hostname", json!("0.0.0.0")),
+        (
+            "--cors-allow-origin a --cors-allow-origin b",
+            "/http/cors_allow_origin/1",
+            json!("b"),
+        ),
+        ("--dtype bfloat16", "/device/dtype", json!("bfloat16")),
+        ("--device cpu", "/device/kind", json!("cpu")),
+        ("--threads 3", "/device/threads", json!(3)),
+        ("--num-shard 3", "/device/threads", json!(2)),
+        ("--num-shard 16", "/device/threads", json!(1)),
+        ("--kv-memory 1GiB", "/device/kv_bytes_max", json!(1 << 30)),
+        (
+            "--cuda-memory-fraction 1.0",
+            "/device/memory_fraction",
+            json!(0.0),
+        ),
+        (
+            "--cuda-memory-fraction 0.5",
+            "/device/memory_fraction",
+            json!(0.5),
+        ),
+        ("--reference-ops", "/device/reference_ops", json!(true)),
+        (
+            "--max-concurrent-requests 9",
+            "/requests/max_concurrent_requests",
+            json!(9),
+        ),
+        (
+            "--max-input-tokens 7",
+            "/requests/max_input_tokens",
+            json!(7),
+        ),
+        (
+            "--max-input-length 7",
+            "/requests/max_input_tokens",
+            json!(7),
+        ),
+        (
+            "--max-total-tokens 9",
+            "/requests/max_total_tokens",
+            json!(9),
+        ),
+        ("--payload-limit 10", "/requests/payload_limit", json!(10)),
+        (
+            "--max-batch-prefill-tokens 64",
+            "/engine/prefill_tokens_max",
+            json!(64),
+        ),
+        (
+            "--max-batch-prefill-tokens 64",
+            "/engine/step_tokens_max",
+            json!(256),
+        ),
+        (
+            "--max-batch-prefill-tokens 4096",
+            "/engine/step_tokens_max",
+            json!(4096),
+        ),
+        ("--max-batch-size 32", "/engine/running_max", json!(32)),
+        ("--max-batch-size 999", "/engine/running_max", json!(256)),
+        ("--block-tokens 32", "/engine/block_tokens", json!(32)),
+        ("--pipeline-depth 1", "/engine/pipeline_depth", json!(1)),
+        ("--record-plans p", "/engine/record", json!("p")),
+        ("--step-timeout 2", "/engine/step_deadline_ms", json!(2000)),
+        (
+            "--startup-timeout 2",
+            "/engine/prepare_deadline_ms",
+            json!(2000),
+        ),
+        ("--prefix-caching 0", "/engine/prefix_caching", json!(false)),
+        ("--json-output", "/telemetry/json_output", json!(true)),
+    ]);
+}
+
+#[test]
+fn a_variable_stands_in_for_its_flag() {
+    check(&[
+        ("MODEL_ID=a/b PORT=80", "/model/id", json!("a/b")),
+        ("MODEL_ID=a/b PORT=80", "/http/port", json!(80)),
+        ("PORT=80 --port 81", "/http/port", json!(81)),
+        ("PORT= MODEL_ID= QUANTIZE=", "/http/port", json!(3000)),
+        (
+            "PORT= MODEL_ID= QUANTIZE=",
+            "/model/id",
+            json!(DEFAULT_MODEL),
+        ),
+        ("JSON_OUTPUT=yes", "/telemetry/json_output", json!(true)),
+        ("JSON_OUTPUT=1", "/telemetry/json_output", json!(true)),
+        ("JSON_OUTPUT=false", "/telemetry/json_output", json!(false)),
+        (
+            "JSON_OUTPUT=0 --json-output",
+            "/telemetry/json_output",
+            json!(true),
+        ),
+        ("PREFIX_CACHING=no", "/engine/prefix_caching", json!(false)),
+        (
+            "CORS_ALLOW_ORIGIN=x",
+            "/http/cors_allow_origin",
+            json!(["x"]),
+        ),
+        (
+            "CORS_ALLOW_ORIGIN=x --cors-allow-origin y",
+            "/http/cors_allow_origin",
+            json!(["y"]),
+        ),
+        ("LOG_LEVEL=debug", "/telemetry/log_level", json!("debug")),
+        ("HEADRACE_DEVICE=cpu", "/device/kind", json!("cpu")),
+        ("API_KEY=k", "/http/api_key", json!("k")),
+        (
+            "CUDA_GRAPHS=1,2,4 USAGE_STATS=off",
+            "/http/port",
+            json!(3000),
+        ),
+        ("HOSTNAME=3f2a9c", "/http/hostname", json!("0.0.0.0")),
+    ]);
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_its_number() {
+    let table = "
+        --num-shard 0 | --num-shard must be at least 1, it is 0
+        --num-shard 65 | --num-shard must be at most 64, it is 65
+        --sharded true --num-shard 1 | --sharded true with --num-shard 1: a model is split over 2 \
+            shards or more
+        --sharded true | --sharded true needs --num-shard when there is no GPU to count
+        --device cuda | 1 CUDA devices are needed, 0 are visible
+        --validation-workers 0 | --validation-workers must be at least 1, it is 0
+        --max-concurrent-requests 0 | --max-concurrent-requests must be at least 1, it is 0
+        --max-batch-size 0 | --max-batch-size must be at least 1, it is 0
+        --max-input-tokens 8 --max-total-tokens 8 | --max-input-tokens (8) must be less than \
+            --max-total-tokens (8)
+        --max-input-tokens 8 --max-input-length 9 | --max-input-tokens (8) and \
+            --max-input-length (9) are two names of one limit: give one
+        --block-tokens 24 | --block-tokens must be a power of two, it is 24
+        --block-tokens 0 | --block-tokens must be at least 1, it is 0
+        --pipeline-depth 4 | --pipeline-depth must be at most 3, it is 4
+        --max-running 5000 | --max-running must be at most 4096, it is 5000
+        --cuda-memory-fraction 1.5 | --cuda-memory-fraction must lie above 0 and at most at 1, it \
+            is 1.5
+        --cuda-memory-fraction nan | --cuda-memory-fraction must lie above 0 and at most at 1, it \
+            is NaN
+        --kv-memory 0 | --kv-memory must be at least 1, it is 0
+        --startup-timeout 9999999 | --startup-timeout must be at most 604800, it is 9999999
+        --tokenizer-config-path /no/such | --tokenizer-config-path: /no/such is no file
+        --model-id= | --model-id is empty
+        --quantize awq | --quantize: on-the-fly quantization is not supported yet; start without it
+        LORA_ADAPTERS=x | --lora-adapters: LoRA adapters are not supported yet; start without it
+        --rope-factor 2 | --rope-factor: a rope scaling other than the model's own is not \
+            supported yet; start without it
+        --ngrok | --ngrok: a tunnel to the internet is not supported yet; start without it";
+    for row in table.lines().skip(1) {
+        let (line, expected) = row.split_once(" | ").expect("a row has two columns");
+        assert_eq!(
+            resolved(line, CPU).expect_err("refused"),
+            expected,
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_read_names_the_flag_or_the_variable() {
+    let table = [
+        ("--port x", "invalid value 'x' for '--port <PORT>'"),
+        ("--dtype int3", "invalid value 'int3' for '--dtype"),
+        ("--no-such-flag", "unexpected argument '--no-such-flag'"),
+        (
+            "PORT=70000",
+            "environment variable PORT: invalid value '70000'",
+        ),
+        (
+            "JSON_OUTPUT=maybe",
+            "environment variable JSON_OUTPUT: \"maybe\" is neither",
+        ),
+        ("--kv-memory 4parsecs", "unknown unit `parsecs`"),
+    ];
+    for (line, expected) in table {
+        let error = parse(line).expect_err("unreadable");
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn shards_are_counted_as_tgi_counts_them() {
+    let named = |n| Machine {
+        gpus_named: Some(n),
+        ..TWO_GPUS
+    };
+    let table = [
+        ("", CPU, Ok(1)),
+        ("--num-shard 4", CPU, Ok(4)),
+        ("--sharded false", CPU, Ok(1)),
+        ("--sharded false --num-shard 2", CPU, Ok(2)),
+        ("", TWO_GPUS, Ok(1)),
+        ("", named(2), Ok(2)),
+        ("--device cpu", named(2), Ok(1)),
+        ("--sharded true", TWO_GPUS, Ok(2)),
+        (
+            "--sharded true",
+            named(1),
+            Err("2 CUDA devices are needed, 1 are visible (--sharded true)"),
+        ),
+        (
+            "--num-shard 4",
+            TWO_GPUS,
+            Err("4 CUDA devices are needed, 2 are visible"),
+        ),
+        ("", named(0), Ok(1)),
+    ];
+    for (line, machine, expected) in table {
+        let shards = resolved(line, machine).map(|resolved| resolved.launch.num_shard);
+        assert_eq!(
+            shards,
+            expected.map_err(str::to_owned),
+            "{line} {machine:?}"
+        );
+    }
+}
+
+#[test]
+fn a_gpu_gets_larger_steps() {
+    let serve = resolved("", TWO_GPUS).expect("fine").serve;
+    assert_eq!(serve.engine.step_tokens_max, 8192);
+}
+
+#[test]
+fn what_is_ignored_is_said() {
+    let line = "--speculate 2 --max-batch-total-tokens 9 --num-shard 9 HOSTNAME=3f2a9c \
+                OTLP_ENDPOINT=http://x:4317 ATTENTION=paged";
+    let warnings = resolved(line, CPU).expect("harmless").warnings;
+    let expected = [
+        "--speculate is without effect: no speculation yet",
+        "--max-batch-total-tokens is without effect: the KV cache is as large as memory allows; --kv-memory bounds it",
+        "ATTENTION is without effect: the attention backend is chosen by device and model",
+        "9 shards share 8 cores: fewer shards are faster",
+        "--otlp-endpoint is without effect: no traces are exported yet",
+        "hostname `3f2a9c` is not an IP address: listening on 0.0.0.0",
+    ];
+    assert_eq!(warnings, expected);
+}
+
+#[test]
+fn serve_json_is_private_and_survives_the_trip() {
+    let folder = std::env::temp_dir().join(format!("hr-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("serve.json");
+    let written = serve("--api-key sesame");
+    save(&written, &path).expect("it is written");
+    let mode = std::fs::metadata(&path)
+        .expect("it is there")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(load(&path).expect("it is read"), written);
+    assert!(
+        save(&written, &path).is_err(),
+        "an existing file may have another mode"
+    );
+    std::fs::write(&path, "{\"model\": 1}").expect("it is spoilt");
+    let error = load(&path).expect_err("not ours").to_string();
+    assert!(
+        error.contains("is no serve.json of this version"),
+        "{error}"
+    );
+    std::fs::remove_dir_all(&folder).expect("the folder goes");
+}
+
+#[test]
+fn secrets_do_not_show_in_debug_output() {
+    let text = format!("{:?}", serve("--api-key sesame"));
+    assert!(
+        !text.contains("sesame") && text.contains("hidden"),
+        "{text}"
+    );
+}
