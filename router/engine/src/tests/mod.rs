@@ -3,6 +3,7 @@
 mod fake;
 mod faults;
 mod record;
+mod referee;
 mod streams;
 
 use std::time::Duration;
