@@ -64,7 +64,8 @@ def make_prompts(count: int, tokens: int, tokenizer: str, seed: int) -> list[str
 def body(args: argparse.Namespace, prompt: str) -> tuple[str, dict[str, Any]]:
     """Route and JSON of one request."""
     greedy: dict[str, Any] = {"temperature": 0, "max_tokens": args.tokens, "stream": True}
-    greedy |= {"model": args.model, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    greedy |= {"model": args.model, "stream_options": {"include_usage": True}}
+    greedy |= {} if args.no_ignore_eos else {"ignore_eos": True}
     match args.api:
         case "tgi":
             parameters = {"max_new_tokens": args.tokens, "do_sample": False, "details": True}
@@ -291,6 +292,7 @@ def arguments() -> argparse.Namespace:
         "--repeat", type=int, default=1, help="runs a level; the median is reported, all are listed"
     )
     add("--extra", type=json.loads, default={}, help="JSON merged into OpenAI bodies")
+    add("--no-ignore-eos", action="store_true", help="for servers that refuse the field")
     add("--timeout", type=float, default=300.0, help="seconds a request (default %(default)s)")
     add("--seed", type=int, default=0)
     add("--label", default="", help="name of the server in the table")
