@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-VERSION = 1  # of the interface; kernels.h counts its changes
+VERSION = 2  # of the interface; kernels.h counts its changes
 LIBRARY = Path(__file__).parent / "_native" / "libheadrace_kernels.so"
 
 
@@ -48,6 +48,74 @@ class AttentionCall(Structure):
         ("block_tokens", c_int32),
         ("window", c_int32),
         ("scale", c_float),
+    ]
+
+
+class LinearCall(Structure):
+    """`KernelsLinear` of kernels.h."""
+
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("type", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class LayerCall(Structure):
+    """`KernelsLayer` of kernels.h."""
+
+    _fields_ = [
+        ("qkv", LinearCall),
+        ("out", LinearCall),
+        ("gate_up", LinearCall),
+        ("down", LinearCall),
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("k_cache", c_void_p),
+        ("v_cache", c_void_p),
+        ("window", c_int64),
+    ]
+
+
+class DecoderCall(Structure):
+    """`KernelsDecoder` of kernels.h."""
+
+    _fields_ = [
+        ("layers", POINTER(LayerCall)),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+        ("head", LinearCall),
+        ("layer_count", c_int64),
+        ("type", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("block_tokens", c_int32),
+        ("eps", c_float),
+    ]
+
+
+class StepCall(Structure):
+    """`KernelsStep` of kernels.h."""
+
+    _fields_ = [
+        ("ids", c_void_p),
+        ("cos_sin", c_void_p),
+        ("cells", c_void_p),
+        ("sampled", c_void_p),
+        ("row_start", c_void_p),
+        ("row_len", c_void_p),
+        ("table", c_void_p),
+        ("table_stride", c_int64),
+        ("tokens", c_int64),
+        ("sampled_count", c_int64),
+        ("rows", c_int64),
+        ("logits", c_void_p),
     ]
 
 
@@ -87,6 +155,7 @@ class Kernels:
             *(None, p, p, p, p, p, i32, i64, i32, i32, i32, i32, p, p, c_float),
         )
         self.attention = function("attention", None, POINTER(AttentionCall))
+        self.decoder = function("decoder", None, POINTER(DecoderCall), POINTER(StepCall))
         self.argmax = function("argmax", None, p, i64, i64, i64, p, p)
 
     @property

@@ -100,7 +100,8 @@ void AttentionPieces::plan(const AttentionStep& step, const Heads& shape, int wi
   }
 }
 
-void team_attention(Team& team, const Attention& attention, AttentionPieces& pieces) {
+void team_attention(Team& team, const Attention& attention, AttentionPieces& pieces,
+                    const Weight* next) {
   const Isa& with = isa();
   team.for_each(pieces.count, [&](long index) {
     const Piece& piece = pieces.pieces[index];
@@ -117,7 +118,7 @@ void team_attention(Team& team, const Attention& attention, AttentionPieces& pie
     pieces.joined[piece.join].store(0);
     const long size = partial_floats(attention.shape);
     with.merge(attention, piece.token, partial - piece.part * size, piece.parts);
-  });
+  }, [&] { prefetch_share(team, next); });
 }
 
 }  // namespace headrace

@@ -11,7 +11,7 @@
 #define KERNELS_API extern "C" __attribute__((visibility("default")))
 
 // Counts changes of this interface; the Python side refuses another number.
-constexpr int32_t KERNELS_VERSION = 1;
+constexpr int32_t KERNELS_VERSION = 2;
 
 KERNELS_API int32_t kernels_version();
 // Levels of instruction sets: 0 baseline, 1 avx2, 2 avx512, 3 avx512bf16.
@@ -70,3 +70,61 @@ KERNELS_API void kernels_attention(const KernelsAttention* attention);
 // ids[r] = index of the first largest of logits[r]; log_sum_exp[r] (may be null).
 KERNELS_API void kernels_argmax(const float* logits, int64_t rows, int64_t width, int64_t stride,
                                 int64_t* ids, float* log_sum_exp);
+
+// A packed weight and its bias (may be null, of the decoder's type).
+struct KernelsLinear {
+  const void* weight;
+  const void* bias;
+  int64_t outputs;
+  int64_t inputs;
+  int32_t type;
+  int32_t reserved;
+};
+
+struct KernelsLayer {
+  KernelsLinear qkv;      // H queries, K keys, K values
+  KernelsLinear out;
+  KernelsLinear gate_up;  // gate, then up
+  KernelsLinear down;
+  const void* attention_norm;
+  const void* mlp_norm;
+  const void* q_norm;  // may be null, with k_norm
+  const void* k_norm;
+  void* k_cache;  // [N][P][K][E]
+  void* v_cache;
+  int64_t window;  // 0: none
+};
+
+struct KernelsDecoder {
+  const KernelsLayer* layers;
+  const void* embedding;  // [V][D], row by row
+  const void* norm;
+  KernelsLinear head;
+  int64_t layer_count;
+  int32_t type;  // of norms, biases, embedding and caches
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t head_dim;
+  int32_t block_tokens;
+  float eps;
+};
+
+struct KernelsStep {
+  const int64_t* ids;
+  const float* cos_sin;  // [T][E]: cosines, then sines
+  const int64_t* cells;
+  const int64_t* sampled;  // indices of tokens
+  const int32_t* row_start;
+  const int32_t* row_len;
+  const int32_t* table;
+  int64_t table_stride;
+  int64_t tokens;
+  int64_t sampled_count;
+  int64_t rows;
+  float* logits;  // [sampled_count][head.outputs]
+};
+
+// A whole step of a decoder of Llama's family: embedding, layers, norm, head of the sampled tokens.
+// The residual stream, and what a product hands to the next operation, is float32; what a product
+// takes is rounded to `type` once.
+KERNELS_API void kernels_decoder(const KernelsDecoder* decoder, const KernelsStep* step);

@@ -7,10 +7,19 @@
 namespace headrace {
 
 namespace {
-constexpr int ROWS_MOST = 12;  // of any level's tiles
+constexpr int ROWS_MOST = 12;           // of any level's tiles
+constexpr long PREFETCH_BYTES = 16384;  // of the next weight, by each thread
 }
 
-void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink) {
+void prefetch_share(const Team& team, const Weight* weight) {
+  if (weight == nullptr) return;
+  const char* first = static_cast<const char*>(weight->data) +
+                      weight->panels() * team.rank / team.size * weight->panel_bytes();
+  for (long at = 0; at < PREFETCH_BYTES; at += 64) __builtin_prefetch(first + at, 0, 2);
+}
+
+void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink,
+                 const Weight* next) {
   const Isa& with = isa();
   const auto run = x.type == BF16        ? with.tile_bf_bf
                    : weight.type == BF16 ? with.tile_f_bf
@@ -49,7 +58,7 @@ void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& 
       with.sink(sink, out, up, rows, row, column, columns);
       row += rows;
     }
-  });
+  }, [&] { prefetch_share(team, next); });
 }
 
 void pack_weight(const void* from, DType from_type, long ld, const int64_t* rows,

@@ -36,9 +36,10 @@ class Team {
   // Waits until every thread of the team is here. What was written before is seen after.
   void barrier();
 
-  // Runs body(item) once for every item in 0..items, spread over the team, and ends with a barrier.
-  template <class Body>
-  void for_each(long items, Body body) {
+  // Runs body(item) once for every item in 0..items, spread over the team, and ends with a barrier,
+  // before which each thread runs idle(): it may touch what it will read next.
+  template <class Body, class Idle>
+  void for_each(long items, Body body, Idle idle) {
     const int phase = phase_;
     phase_ ^= 1;
     if (size == 1) {
@@ -58,7 +59,13 @@ class Team {
         body(at);
       }
     }
+    idle();
     barrier();
+  }
+
+  template <class Body>
+  void for_each(long items, Body body) {
+    for_each(items, body, [] {});
   }
 
  private:

@@ -17,8 +17,12 @@ struct Matrix {
 
 // sink.y = x · weight.T, then what the sink says. Types of x and weight: bf16 by bf16 only where
 // isa().bf16_dot; float32 by either. K is even where the weight is bf16. SILU_MUL: the gate has a
-// multiple of PANEL outputs.
-void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink);
+// multiple of PANEL outputs. `next` (may be null) is the weight of the next product: who waits for
+// the others brings the start of his share of it into the cache.
+void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink,
+                 const Weight* next = nullptr);
+
+void prefetch_share(const Team& team, const Weight* weight);
 
 // dst is weight.panels() * weight.panel_bytes() long; row n of the weight is row rows[n] of `from`
 // (null: row n).
@@ -63,6 +67,7 @@ class AttentionPieces {
   long pieces_room_ = 0, partials_room_ = 0, joins_room_ = 0;
 };
 
-void team_attention(Team& team, const Attention& attention, AttentionPieces& pieces);
+void team_attention(Team& team, const Attention& attention, AttentionPieces& pieces,
+                    const Weight* next = nullptr);
 
 }  // namespace headrace

@@ -65,12 +65,22 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 64, 32), (1, 577, 33), (2, 576, 960), (3, 30, 7), (13, 128, 100), (25, 96, 64), (70, 40, 65)],
+    [
+        (1, 64, 32),
+        (1, 577, 33),
+        (2, 576, 960),
+        (3, 30, 7),
+        (13, 128, 100),
+        (25, 96, 64),
+        (70, 40, 65),
+    ],
 )
 def test_matmul_is_the_product_in_float64(
     kernels: Kernels, rows: int, inputs: int, outputs: int, dtype: torch.dtype
 ) -> None:
-    x_TX = random(rows, inputs + 3, dtype=dtype)[:, :inputs]  # rows further apart than they are long
+    x_TX = random(rows, inputs + 3, dtype=dtype)[
+        :, :inputs
+    ]  # rows further apart than they are long
     weight_YX = random(outputs, inputs, dtype=dtype, seed=1)
     bias_Y = random(outputs, dtype=dtype, seed=2)
     matmul = NativeMatmul(kernels)
@@ -96,7 +106,10 @@ def test_norms_are_the_reference(
     kernels: Kernels, tokens: int, width: int, dtype: torch.dtype
 ) -> None:
     ops = NativeRmsNorm(kernels)
-    x_TD, residual_TD = random(tokens, width, dtype=dtype), random(tokens, width, dtype=dtype, seed=1)
+    x_TD, residual_TD = (
+        random(tokens, width, dtype=dtype),
+        random(tokens, width, dtype=dtype, seed=1),
+    )
     weight_D = random(width, dtype=dtype, seed=2)
     expected_TD = rms_norm_reference.rms_norm(x_TD, weight_D, 1e-5)
     assert_near(ops.rms_norm(x_TD, weight_D, 1e-5), expected_TD, dtype)
@@ -161,7 +174,14 @@ ROWS = {
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "block_tokens"),
-    [(9, 3, 64, 16), (8, 8, 32, 32), (4, 1, 128, 16), (7, 1, 80, 5), (2, 2, 256, 16), (4, 2, 10, 16)],
+    [
+        (9, 3, 64, 16),
+        (8, 8, 32, 32),
+        (4, 1, 128, 16),
+        (7, 1, 80, 5),
+        (2, 2, 256, 16),
+        (4, 2, 10, 16),
+    ],
 )
 def test_attention_is_the_reference_in_a_poisoned_pool(
     kernels: Kernels,
@@ -183,8 +203,9 @@ def test_attention_is_the_reference_in_a_poisoned_pool(
         mine = [ids.pop() for _ in range(count)]
         table_SB[row, :count] = torch.tensor(mine)
         context = int(starts[row] + lengths[row])
-        cells = torch.tensor([mine[t // block_tokens] * block_tokens + t % block_tokens
-                              for t in range(context)])
+        cells = torch.tensor(
+            [mine[t // block_tokens] * block_tokens + t % block_tokens for t in range(context)]
+        )
         first = max(0, int(starts[row]) - window + 1) if window else 0
         for seed, cache in enumerate(caches):
             kv_LKE = random(context, kv_heads, dim, dtype=dtype, seed=10 * row + seed)

@@ -23,17 +23,17 @@ class PlainMethod:
     def __init__(self, weight_YX: Tensor, bias_Y: Tensor | None, matmul: MatmulBackend) -> None:
         self._inputs = weight_YX.shape[1]
         self._dtype = weight_YX.dtype
-        self._packed: Any = matmul.pack(weight_YX)
-        self._bias_Y = bias_Y
+        self.packed: Any = matmul.pack(weight_YX)
+        self.bias_Y = bias_Y
         self._apply = matmul.apply
 
     def apply(self, x_TX: Tensor) -> Tensor:
-        return self._apply(x_TX, self._packed, self._bias_Y)
+        return self._apply(x_TX, self.packed, self.bias_Y)
 
     def dequantize(self) -> Tensor:
         # The packed layout is the backend's secret: the unit matrix brings the weight back.
         eye = torch.eye(self._inputs, dtype=self._dtype)
-        return self._apply(eye, self._packed, None).T
+        return self._apply(eye, self.packed, None).T
 
 
 class Plain:

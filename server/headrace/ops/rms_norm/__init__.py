@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from headrace.native import Kernels
 from headrace.ops.base import Candidate, Reference
+from headrace.ops.native import Native
 from headrace.ops.rms_norm import reference
+from headrace.ops.rms_norm.native import NativeRmsNorm
 
 
 class RmsNormOps(NamedTuple):
@@ -18,6 +21,12 @@ class RmsNormOps(NamedTuple):
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
+def _native(kernels: Kernels) -> RmsNormOps:
+    made = NativeRmsNorm(kernels)
+    return RmsNormOps(made.rms_norm, made.add_rms_norm)
+
+
 CANDIDATES: list[Candidate] = [
+    Native(_native, "one pass"),
     Reference(RmsNormOps(reference.rms_norm, reference.add_rms_norm)),
 ]

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from headrace.native import Kernels
 from headrace.ops.base import Candidate, Reference
+from headrace.ops.native import Native, even_heads
 from headrace.ops.rope import reference
 from headrace.ops.rope.base import QkNorm, QkvLayout, RopeAndKvWrite
+from headrace.ops.rope.native import native_rope_and_kv_write
 
 __all__ = ["CANDIDATES", "QkNorm", "QkvLayout", "RopeAndKvWrite", "RopeOps"]
 
@@ -21,4 +24,12 @@ class RopeOps(NamedTuple):
     rope_and_kv_write: RopeAndKvWrite
 
 
-CANDIDATES: list[Candidate] = [Reference(RopeOps(reference.rope, reference.rope_and_kv_write))]
+def _native(kernels: Kernels) -> RopeOps:
+    # The rotation alone is on nobody's hot path.
+    return RopeOps(reference.rope, native_rope_and_kv_write(kernels))
+
+
+CANDIDATES: list[Candidate] = [
+    Native(_native, "norm, rotation and write in one pass", even_heads),
+    Reference(RopeOps(reference.rope, reference.rope_and_kv_write)),
+]
