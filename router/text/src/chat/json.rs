@@ -6,6 +6,8 @@ use minijinja::value::{Kwargs, Rest, Value as Jinja, ValueKind};
 use minijinja::{Error, ErrorKind};
 use serde_json::{Map, Value};
 
+use super::print::float_repr;
+
 /// How deep a value may nest in `tojson`; the JSON that comes in is bounded the same way.
 const DEPTH_MAX: usize = 200;
 
@@ -203,26 +205,6 @@ fn number(value: &Jinja) -> String {
         Ok(number) => float_repr(number),
         Err(_) => value.to_string(),
     }
-}
-
-/// The shortest digits that read back as `number`, as Python's `repr` lays them out: with an
-/// exponent below 1e-4 and from 1e16 on.
-pub(super) fn float_repr(number: f64) -> String {
-    let scientific = format!("{number:e}");
-    let Some((digits, exponent)) = scientific.split_once('e') else {
-        return scientific;
-    };
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    if number == 0.0 || (-4..16).contains(&exponent) {
-        let plain = number.to_string();
-        return if plain.contains('.') {
-            plain
-        } else {
-            plain + ".0"
-        };
-    }
-    let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
 fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {

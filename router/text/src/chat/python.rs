@@ -5,6 +5,9 @@ use minijinja::value::{Kwargs, Rest, Tuple, Value as Jinja, ValueKind, from_args
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+/// A template has no use for a wider column.
+const WIDTH_MAX: usize = 1 << 16;
+
 pub(super) fn call_method(
     state: &mut State,
     value: &Jinja,
@@ -106,6 +109,41 @@ fn list_method(value: &Jinja, method: &str, args: &[Jinja]) -> Result<Option<Jin
         }
         _ => Ok(None),
     }
+}
+
+/// The `indent` filter: lines after the first, blank ones only where asked.
+pub(super) fn indent(text: &str, args: Rest<Jinja>, kwargs: Kwargs) -> Result<String, Error> {
+    let given = |index: usize, name: &str| -> Result<Option<Jinja>, Error> {
+        let keyword: Option<Jinja> = kwargs.get(name)?;
+        Ok(args.get(index).cloned().or(keyword))
+    };
+    let indention = match given(0, "width")? {
+        Some(width) => match width.as_usize() {
+            Some(width) => " ".repeat(width.min(WIDTH_MAX)),
+            None => width.to_string(),
+        },
+        None => " ".repeat(4),
+    };
+    let first = given(1, "first")?.is_some_and(|first| first.is_true());
+    let blank = given(2, "blank")?.is_some_and(|blank| blank.is_true());
+    kwargs.assert_all_used()?;
+    // With the newline added, an empty last line counts.
+    let text = format!("{text}\n");
+    let mut out = String::with_capacity(text.len());
+    for (index, line) in splitlines(&text, false).into_iter().enumerate() {
+        if index > 0 {
+            out.push('\n');
+        }
+        if if index == 0 {
+            first
+        } else {
+            blank || !line.is_empty()
+        } {
+            out.push_str(&indention);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
 }
 
 /// The `trim` filter: Python's idea of white space, or the characters given.
@@ -271,8 +309,6 @@ fn find(text: &str, method: &str, args: &[Jinja]) -> Result<Jinja, Error> {
 }
 
 fn pad(text: &str, method: &str, args: &[Jinja]) -> Result<Jinja, Error> {
-    /// A template has no use for a wider column.
-    const WIDTH_MAX: usize = 1 << 16;
     let (width, fill): (usize, Option<&str>) = from_args(args)?;
     let missing = width.min(WIDTH_MAX).saturating_sub(text.chars().count());
     let fill = if method == "zfill" {
