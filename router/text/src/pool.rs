@@ -17,6 +17,9 @@ pub struct PoolFull {
     pub queue_max: usize,
 }
 
+/// How a text is encoded: [`Tokenizer::encode`], or a fault in a test.
+type Encode = fn(&Tokenizer, &str, bool) -> Result<Encoding, EncodeError>;
+
 type Done = Box<dyn FnOnce(Result<Encoding, EncodeError>) + Send>;
 
 /// Threads that encode. Dropping the pool answers what still waits with
@@ -41,6 +44,7 @@ struct Queue {
 
 struct Shared {
     tokenizer: Arc<Tokenizer>,
+    encode: Encode,
     queue: Mutex<Queue>,
     /// Signalled for each job, and for all workers at the end.
     changed: Condvar,
@@ -52,8 +56,13 @@ struct Shared {
 impl EncodePool {
     /// Starts `workers` threads (at least one) and a queue of `queue_max` texts (at least one).
     pub fn new(tokenizer: Arc<Tokenizer>, workers: usize, queue_max: usize) -> Self {
+        Self::with(tokenizer, workers, queue_max, Tokenizer::encode)
+    }
+
+    fn with(tokenizer: Arc<Tokenizer>, workers: usize, queue_max: usize, encode: Encode) -> Self {
         let shared = Arc::new(Shared {
             tokenizer,
+            encode,
             queue: Mutex::default(),
             changed: Condvar::new(),
             queue_max: queue_max.max(1),
@@ -130,7 +139,8 @@ impl Shared {
             let result = if stopping {
                 Err(EncodeError::Stopped)
             } else {
-                let encode = AssertUnwindSafe(|| self.tokenizer.encode(&text, add_special));
+                let encode =
+                    AssertUnwindSafe(|| (self.encode)(&self.tokenizer, &text, add_special));
                 catch_unwind(encode).unwrap_or(Err(EncodeError::Panicked))
             };
             // The answer is the caller's code; a fault there must not cost a worker.
@@ -165,3 +175,6 @@ impl std::fmt::Debug for Shared {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
