@@ -1,0 +1,291 @@
+"""The thread: order, errors in one sentence, and a second Prepare."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from fake_model import FakeModel, fake_engine, logits_after, preparation
+from planner import Planner, Sequence
+from test_batch import bind, first_plan, i32, plan
+
+from headrace.batch import Step
+from headrace.device.base import Download
+from headrace.device.cpu import CpuDevice
+from headrace.errors import PlanError
+from headrace.executor import INBOX_MAX, Engine, Executor, Preparation, Runner
+from headrace.telemetry import NoTracer, TraceContext
+from headrace.warm import warm_plans
+from headrace.wire import (
+    Mask,
+    Plan,
+    Result,
+    ResultFlag,
+    RowFlag,
+    Sampling,
+    decode_result,
+    encode_plan,
+    messages,
+)
+
+WAIT_S = 10.0
+
+
+class Harness:
+    """An executor with its results and errors caught."""
+
+    def __init__(self, engine: Engine | None = None, tracer: object | None = None) -> None:
+        self.results: list[Result] = []
+        self.errors: list[str] = []
+        self.threads: set[str] = set()
+        self._changed = threading.Condition()
+        self.executor = Executor(
+            lambda: engine or fake_engine(),
+            tracer or NoTracer(),  # type: ignore[arg-type]
+            self._on_result,
+            self._on_error,
+        )
+        self.executor.start().result(WAIT_S)
+
+    def _on_result(self, data: bytes) -> None:
+        with self._changed:
+            self.threads.add(threading.current_thread().name)
+            self.results.append(decode_result(data))
+            self._changed.notify_all()
+
+    def _on_error(self, sentence: str) -> None:
+        with self._changed:
+            self.errors.append(sentence)
+            self._changed.notify_all()
+
+    def prepare(self, **changes: int) -> int:
+        return self.executor.prepare(preparation(blocks_max=64, **changes)).result(WAIT_S).blocks
+
+    def submit(self, *plans: Plan) -> None:
+        for one in plans:
+            self.executor.submit(encode_plan(one))
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(done, WAIT_S), (self.results, self.errors)
+
+
+@pytest.fixture
+def harness():
+    made = Harness()
+    yield made
+    made.executor.stop()
+
+
+def second_plan(step: int = 1) -> Plan:
+    flags = int(RowFlag.SAMPLE | RowFlag.FROM_SLOT)
+    return plan(
+        step,
+        row_slot_S=i32(2, 5),
+        row_start_S=i32(5, 2),
+        row_len_S=i32(1, 1),
+        row_flags_S=i32(flags, flags),
+    )
+
+
+def test_results_come_in_order_from_one_thread(harness: Harness):
+    assert harness.prepare() == 64
+    harness.submit(first_plan(), second_plan())
+    harness.wait(lambda: len(harness.results) == 2)
+    assert [result.step for result in harness.results] == [0, 1]
+    assert harness.threads == {"executor"}
+    first, second = harness.results
+    assert first.row_index.tolist() == [0, 1] and first.token_id.size == 2
+    known = [20, 21, 22, 23, 24, int(first.token_id[1])]
+    assert int(second.token_id[0]) == int(logits_after(known).argmax())
+    assert first.digest != second.digest and first.logprob.max() < 0
+
+
+def test_numbering_starts_where_prepare_says(harness: Harness):
+    harness.prepare(first_step=7)
+    harness.submit(first_plan())
+    harness.wait(lambda: bool(harness.errors))
+    assert harness.errors == ["step 0 came where step 7 was due"]
+
+
+def test_a_gap_stops_everything_until_the_next_prepare(harness: Harness):
+    harness.prepare()
+    harness.submit(first_plan(), second_plan(step=2), second_plan(step=1))
+    harness.wait(lambda: bool(harness.errors))
+    assert harness.errors == ["step 2 came where step 1 was due"]
+    harness.prepare(first_step=0)  # Waits its turn: what was sent before it is dropped.
+    harness.submit(first_plan())
+    harness.wait(lambda: len(harness.results) == 2)
+    assert [result.step for result in harness.results] == [0, 0] and len(harness.errors) == 1
+
+
+def test_a_second_prepare_forgets_the_first(harness: Harness):
+    harness.prepare()
+    harness.submit(first_plan())
+    harness.wait(lambda: len(harness.results) == 1)
+    harness.prepare(first_step=1)
+    harness.submit(second_plan())
+    harness.wait(lambda: bool(harness.errors))
+    assert "not bound" in harness.errors[0]
+
+
+def test_an_unexpected_error_is_one_sentence():
+    class Broken(FakeModel):
+        broken = False
+
+        def __call__(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:  # type: ignore[override]
+            if self.broken:
+                raise RuntimeError("the wheel came off\nand more")
+            return super().__call__(tokens_T, step)  # type: ignore[arg-type]
+
+    model = Broken()
+    harness = Harness(fake_engine(model))
+    harness.prepare()
+    model.broken = True
+    harness.submit(first_plan())
+    harness.wait(lambda: bool(harness.errors))
+    assert harness.errors == ["RuntimeError: the wheel came off"]
+    harness.executor.stop()
+
+
+def test_a_failure_to_load_is_told():
+    def load() -> Engine:
+        raise PlanError("there is nothing to load")
+
+    executor = Executor(load, NoTracer(), lambda data: None, lambda sentence: None)
+    with pytest.raises(PlanError, match="nothing to load"):
+        executor.start().result(WAIT_S)
+
+
+def test_the_inbox_is_bounded():
+    begin = threading.Event()
+
+    def load() -> Engine:
+        begin.wait(WAIT_S)
+        return fake_engine()
+
+    executor = Executor(load, NoTracer(), lambda data: None, lambda sentence: None)
+    executor.start()
+    with pytest.raises(PlanError, match=f"more than {INBOX_MAX} messages"):
+        for _ in range(INBOX_MAX + 1):
+            executor.submit(b"")
+    begin.set()
+    executor.stop()
+
+
+def test_masks_are_refused_until_they_exist(harness: Harness):
+    harness.prepare()
+    kinds = messages()
+    harness.executor.submit(kinds.ToShard(mask=kinds.StepMask(step=3)).SerializeToString())
+    harness.wait(lambda: bool(harness.errors))
+    assert "step 3 got a mask" in harness.errors[0]
+    assert Mask(3, i32(), b"").step == 3
+
+
+def test_nan_is_flagged_and_stays_in_its_row():
+    model = FakeModel()
+    runner = Runner(fake_engine(model), preparation(), blocks=64)
+    good = Sequence([1, 2, 3], 4)
+    bad = Sequence([1, 2, 90], 4)
+    alone = Sequence([1, 2, 3], 4)
+    Planner().run(Runner(fake_engine(), preparation(), blocks=64).execute, [alone])
+    model.poison = {90}
+    Planner().run(runner.execute, [good, bad])
+    assert good.tokens == alone.tokens and good.flags == [0, 0, 0, 0]
+    assert bad.flags[0] == int(ResultFlag.NAN)
+
+
+class LateDownload:
+    """Arrays that are only looked at when the copy is waited for."""
+
+    def __init__(self, tensors: list[torch.Tensor], events: list[str]) -> None:
+        self._tensors, self._events = tensors, events
+
+    def wait(self) -> list[np.ndarray]:
+        self._events.append("wait")
+        return [tensor.numpy() for tensor in self._tensors]
+
+
+class LateDevice(CpuDevice):
+    """A CPU that pretends that launches return early."""
+
+    asynchronous = True
+    events: list[str]
+
+    def download(self, tensors: list[torch.Tensor]) -> Download:
+        self.events.append("sampler")
+        return LateDownload(tensors, self.events)
+
+
+def test_the_next_forward_is_launched_before_a_result_is_waited_for():
+    device = LateDevice(threads=1)
+    device.events = []
+
+    class Watched(FakeModel):
+        hold = threading.Event()
+
+        def __call__(self, tokens_T, step):  # type: ignore[no-untyped-def]
+            device.events.append("forward")
+            self.hold.wait(WAIT_S)
+            return super().__call__(tokens_T, step)
+
+    model = Watched()
+    model.hold.set()
+    engine = fake_engine(model)
+    object.__setattr__(engine, "device", device)
+    harness = Harness(engine)
+    harness.prepare()
+    device.events.clear()
+    model.hold.clear()
+    harness.submit(first_plan(), second_plan())
+    model.hold.set()
+    harness.wait(lambda: len(harness.results) == 2)
+    # Reaping reads a download twice: once to wait, once for the arrays.
+    assert [e for e in device.events if e != "wait"] == ["forward", "sampler"] * 2
+    assert device.events.index("wait") > device.events.index("forward", 1)
+    harness.executor.stop()
+
+
+def test_trace_contexts_reach_the_tracer():
+    told: list[tuple[int, list[TraceContext]]] = []
+
+    class Tracer:
+        def step(self, plan: Plan, contexts: list[TraceContext], begin_ns: int, end_ns: int):
+            assert begin_ns <= end_ns <= time.perf_counter_ns() + 10**9
+            told.append((plan.step, contexts))
+
+    harness = Harness(tracer=Tracer())
+    harness.prepare()
+    context = bytes(range(25))
+    traced = first_plan()
+    object.__setattr__(traced, "trace_row", i32(1))
+    object.__setattr__(traced, "trace_context", context)
+    harness.submit(traced, second_plan())
+    harness.wait(lambda: len(harness.results) == 2)
+    assert told == [(0, [TraceContext(1, context[:16], context[16:24], 24)])]
+    harness.executor.stop()
+
+
+@pytest.mark.parametrize("state_slots", [0, 4])
+@pytest.mark.parametrize(
+    ("tokens", "slots", "rows"), [(64, 8, 8), (1, 1, 1), (5, 3, 8), (2048, 9, 9)]
+)
+def test_warm_plans_are_valid(tokens: int, slots: int, rows: int, state_slots: int):
+    wanted = preparation(
+        step_tokens_max=tokens, slots_max=slots, step_rows_max=rows, state_slots_max=state_slots
+    )
+    plans, blocks = warm_plans(wanted, 256)
+    runner = Runner(fake_engine(), wanted, blocks)
+    assert all(runner.execute(one).token_id.size for one in plans)
+
+
+def test_a_binding_needs_its_state_slot(harness: Harness):
+    harness.prepare(state_slots_max=0)
+    binding = bind(2)
+    object.__setattr__(binding, "sampling", Sampling(presence_penalty=1.0))
+    harness.submit(plan(bindings=[binding]))
+    harness.wait(lambda: bool(harness.errors))
+    assert "only 0 were prepared" in harness.errors[0]
+    assert isinstance(preparation(), Preparation)
