@@ -109,7 +109,9 @@ class HfConfig:
             raise self.refuse(key, given, "expected an object")
         if given.get("partial_rotary_factor", 1.0) != 1.0:
             raise self.refuse(
-                f"{key}.partial_rotary_factor", given["partial_rotary_factor"], "only 1"
+                f"{key}.partial_rotary_factor",
+                given["partial_rotary_factor"],
+                "only 1 can be served",
             )
         rope = HfConfig(given, f"{self.where}: {key}")
         theta = rope.number("rope_theta", self.number("rope_theta", 10000.0))
