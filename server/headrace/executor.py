@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -83,6 +83,21 @@ class Preparation:
     kv_dtype: str = ""
     memory_fraction: float = 0.0
     blocks_max: int = 0
+
+    @staticmethod
+    def of(request: Any) -> Preparation:
+        """Reads a `PrepareRequest`."""
+        return Preparation(
+            first_step=request.first_step,
+            block_tokens=request.block_tokens,
+            slots_max=request.slots_max,
+            state_slots_max=request.state_slots_max,
+            step_tokens_max=request.step_tokens_max,
+            step_rows_max=request.step_rows_max or request.slots_max,
+            kv_dtype=request.kv_dtype,
+            memory_fraction=request.memory_fraction,
+            blocks_max=request.blocks_max,
+        )
 
 
 @dataclass(frozen=True)

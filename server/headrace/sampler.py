@@ -30,7 +30,7 @@ class Outputs:
     alternative_rows: list[np.ndarray]
     prompt_rows: tuple[PromptRow, ...]
 
-    def wait(self) -> "Drawn":
+    def wait(self) -> Drawn:
         """Waits for the device."""
         arrays = iter(self.download.wait())
         token_R, logprob_R, bad_R = next(arrays), next(arrays), next(arrays)

@@ -55,8 +55,8 @@ class ShardService:
         self._executor = Executor(
             lambda: load_engine(serve, rank),
             NoTracer(),
-            lambda data: self._post(data),
-            lambda sentence: self._post(sentence),
+            self._post,
+            self._post,
         )
         self._engine: Engine | None = None
 
@@ -101,18 +101,8 @@ class ShardService:
         )
 
     async def _prepare(self, request: Any, context: Any) -> Any:
-        wanted = Preparation(
-            first_step=request.first_step,
-            block_tokens=request.block_tokens,
-            slots_max=request.slots_max,
-            state_slots_max=request.state_slots_max,
-            step_tokens_max=request.step_tokens_max,
-            step_rows_max=request.step_rows_max or request.slots_max,
-            kv_dtype=request.kv_dtype,
-            memory_fraction=request.memory_fraction,
-            blocks_max=request.blocks_max,
-        )
         try:
+            wanted = Preparation.of(request)
             prepared = await asyncio.wrap_future(self._executor.prepare(wanted))
         except Exception as error:
             if not isinstance(error, HeadraceError):

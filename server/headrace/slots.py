@@ -214,7 +214,9 @@ class SlotRows:
             raise PlanError(f"step {plan.step}: the appended blocks do not add up")
         if not self.bound_Z[slot_A].all():
             raise PlanError(f"step {plan.step} appends blocks to a slot that is not bound")
-        for slot, at, length in zip(slot_A.tolist(), plan.append_at.tolist(), length_A.tolist()):
+        for slot, at, length in zip(
+            slot_A.tolist(), plan.append_at.tolist(), length_A.tolist(), strict=True
+        ):
             if at != self.blocks_Z[slot] or at + length > width:
                 raise PlanError(
                     f"step {plan.step} appends {length} blocks at {at} to the table of slot "

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from fake_model import fake_engine, preparation
 from planner import Planner, Sequence
+from torch import multiprocessing
 
 from headrace.comm import SingleComm, join_group
 from headrace.device.cpu import CpuDevice

@@ -127,12 +127,12 @@ def test_wrong_keys_are_named(path: tuple[Any, ...], value: Any, sentence: str):
 def test_missing_keys_are_named():
     data = example()
     del data["engine"]["running_max"]
-    with pytest.raises(ConfigError, match="serve.json: engine lacks `running_max`"):
+    with pytest.raises(ConfigError, match=r"serve.json: engine lacks `running_max`"):
         Serve.parse(data)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path):
-    with pytest.raises(ConfigError, match="cannot read .*nowhere.json: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere.json: No such file"):
         Serve.load(tmp_path / "nowhere.json")
 
 

@@ -50,7 +50,11 @@ def rows_of(samplings: list[Sampling], vocab: int, position: int = 9, seed: int 
     column = dict(zip(KNOBS, knobs, strict=True))
     state = np.where(rng.random((len(samplings), vocab)) < 0.05, IN_PROMPT, 0)
     state += rng.integers(1, 4, state.shape) * (rng.random(state.shape) < 0.05)
-    bias = [(i, t, v) for i, s in enumerate(samplings) for t, v in zip(s.bias_token, s.bias)]
+    bias = [
+        (i, t, v)
+        for i, s in enumerate(samplings)
+        for t, v in zip(s.bias_token, s.bias, strict=True)
+    ]
     banned = [(i, t, -np.inf) for i, s in enumerate(samplings) for t in s.ending_token]
     seeds = np.array([s.seed for s in samplings], np.uint64)
     return SampleRows(
@@ -88,7 +92,11 @@ def tops(samples: Samples) -> dict[int, list[tuple[int, float]]]:
         for i, row in enumerate(group.row_R.tolist()):
             count = int(group.count_R[i])
             found[row] = list(
-                zip(group.token_RK[i, :count].tolist(), group.logprob_RK[i, :count].tolist())
+                zip(
+                    group.token_RK[i, :count].tolist(),
+                    group.logprob_RK[i, :count].tolist(),
+                    strict=True,
+                )
             )
     return found
 
@@ -181,9 +189,8 @@ def test_top_k_keeps_what_ties_with_the_last(backend: sampling.SamplingBackend):
 @BACKENDS
 def test_alternatives_hold_ties_and_nothing_impossible(backend: sampling.SamplingBackend):
     x_V = torch.tensor([[3.0, 2.0, 2.0, 2.0, -torch.inf, 1.0]])
-    assert [t for t, _ in tops(backend.sample(x_V.clone(), rows_of([Sampling(top_n=2)], 6)))[0]] == [
-        0, 1, 2, 3,
-    ]  # fmt: skip
+    best = tops(backend.sample(x_V.clone(), rows_of([Sampling(top_n=2)], 6)))[0]
+    assert [token for token, _ in best] == [0, 1, 2, 3]
     filtered = rows_of([Sampling(temperature=1.0, top_k=1, top_n=3)], 6)
     assert tops(backend.sample(x_V.clone(), filtered))[0] == [(0, 0.0)]
 
@@ -223,4 +230,4 @@ def test_uniform_numbers_are_pinned():
     assert abs(many.mean() - 0.5) < 0.01 and abs(np.corrcoef(many[1:], many[:-1])[0, 1]) < 0.03
     seeds = uniform(np.arange(10000, dtype=np.uint64), np.full(10000, 7))
     assert abs(seeds.mean() - 0.5) < 0.01 and abs(np.corrcoef(seeds[1:], seeds[:-1])[0, 1]) < 0.03
-    assert 0 <= many.min() and many.max() < 1
+    assert many.min() >= 0 and many.max() < 1

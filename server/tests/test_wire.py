@@ -39,7 +39,7 @@ def read(name: str) -> tuple[dict, bytes]:
 
 def listed(column: np.ndarray | tuple) -> list:
     values = column.tolist() if isinstance(column, np.ndarray) else list(column)
-    return [None if value != value else value for value in values]
+    return [None if np.isnan(value) else value for value in values]
 
 
 def compare(value: dict, made: Plan | Result | Binding) -> None:

@@ -29,10 +29,9 @@ class ReferenceSampling:
         logprobs: list[float] = []
         bad: list[bool] = []
         alternatives: list[Alternatives] = []
-        for row, x_V in enumerate(logits_SV):
-            bad.append(_is_bad(x_V))
-            if bad[-1]:
-                x_V = torch.zeros_like(x_V)
+        for row, given_V in enumerate(logits_SV):
+            bad.append(_is_bad(given_V))
+            x_V = torch.zeros_like(given_V) if bad[-1] else given_V
             features = Feature(int(rows.features_S[row]))
             edited_V = _edit(x_V.double(), row, features, rows)
             if features & Feature.SAMPLED:
