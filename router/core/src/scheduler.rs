@@ -333,6 +333,18 @@ impl Scheduler {
         }
     }
 
+    /// Sequences that hold a slot, in order of arrival.
+    #[cfg(feature = "testing")]
+    pub fn running(&self) -> impl Iterator<Item = SeqId> {
+        self.running.iter().copied()
+    }
+
+    /// Who holds a slot now, and under which generation.
+    #[cfg(feature = "testing")]
+    pub fn holder(&self, slot: SlotId) -> Option<(SeqId, Generation)> {
+        self.slots.holder(slot)
+    }
+
     /// Writes a decided row into the plan: growth, table, tokens, adoption.
     fn emit(&mut self, draft: Draft, plan: &mut StepPlan, step: &mut PlannedStep) {
         let sequence = self
@@ -351,8 +363,7 @@ impl Scheduler {
         };
         let (slot, start) = (binding.slot, Tokens(binding.planned.0 + u32::from(late)));
         let end = Tokens(start.0 + draft.len.0);
-        self.kv
-            .grow(&mut binding.table, draft.growth, &mut plan.zero_block);
+        self.kv.grow(&mut binding.table, draft.growth, plan);
         let (at, blocks) = binding.table.take_unsent();
         plan.append(slot, at, blocks);
 
@@ -367,6 +378,7 @@ impl Scheduler {
         binding.planned = end;
         binding.in_flight += u32::from(sampled);
         let tail_at = self.limits.block_size.floor(Tokens(end.0 - 1)).0 as usize;
+        let tail = binding.table.blocks().get(tail_at);
         step.rows.push(PlannedRow {
             slot,
             generation: binding.generation,
@@ -374,7 +386,7 @@ impl Scheduler {
             len: draft.len,
             sampled,
             logprobs,
-            tail: binding.table.blocks()[tail_at],
+            tail: *tail.expect("growth was settled for the row's last cell; this is a router bug"),
         });
         self.slots.name(slot, plan.step);
         let row = Row {

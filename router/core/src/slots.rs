@@ -18,7 +18,8 @@ pub(crate) struct BoundSlot {
 enum SlotState {
     Free,
     Bound(SeqId),
-    Quarantine,
+    /// Its sequence has left; rows of it are in flight.
+    Quarantine(SeqId),
 }
 
 #[derive(Debug)]
@@ -103,23 +104,32 @@ impl SlotPool {
     /// Who holds `slot` under this generation; `None` for a zombie (R3, R6).
     pub(crate) fn owner(&self, slot: SlotId, generation: Generation) -> Option<SeqId> {
         let entry = &self.slots[slot.0 as usize];
-        let same = entry.generation == generation || self.seeded.is(Mutation::ZombieNotDropped);
         match entry.state {
-            SlotState::Bound(seq) if same => Some(seq),
-            SlotState::Bound(_) | SlotState::Free | SlotState::Quarantine => None,
+            SlotState::Bound(seq) if entry.generation == generation => Some(seq),
+            SlotState::Quarantine(seq) if self.seeded.is(Mutation::ZombieNotDropped) => Some(seq),
+            SlotState::Bound(_) | SlotState::Free | SlotState::Quarantine(_) => None,
+        }
+    }
+
+    /// Who holds `slot` now.
+    #[cfg(feature = "testing")]
+    pub(crate) fn holder(&self, slot: SlotId) -> Option<(SeqId, Generation)> {
+        let entry = &self.slots[slot.0 as usize];
+        match entry.state {
+            SlotState::Bound(seq) => Some((seq, entry.generation)),
+            SlotState::Free | SlotState::Quarantine(_) => None,
         }
     }
 
     /// Takes `slot` from its sequence: to quarantine while a plan that names it is in flight.
     pub(crate) fn release(&mut self, slot: SlotId) {
         let entry = &mut self.slots[slot.0 as usize];
-        assert!(
-            matches!(entry.state, SlotState::Bound(_)),
-            "slot {slot} is released but not bound; this is a router bug"
-        );
+        let SlotState::Bound(seq) = entry.state else {
+            panic!("slot {slot} is released but not bound; this is a router bug");
+        };
         let in_flight = entry.named.is_some_and(|step| step >= self.open);
         if in_flight && !self.seeded.is(Mutation::QuarantineSkipped) {
-            entry.state = SlotState::Quarantine;
+            entry.state = SlotState::Quarantine(seq);
             self.quarantine.push(slot);
         } else {
             self.set_free(slot);

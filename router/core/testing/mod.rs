@@ -4,3 +4,4 @@
 //! operations; [`script`] through written ones.
 
 pub mod symbolic;
+pub mod world;

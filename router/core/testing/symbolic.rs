@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashSet;
 
 use crate::event::FinishReason;
-use crate::ids::{Generation, StateSlot, StepId, TokenId, Tokens};
+use crate::ids::{Generation, SlotId, StateSlot, StepId, TokenId, Tokens};
 use crate::limits::Limits;
 use crate::plan::{SlotBinding, StepPlan, StepResult, result_flag, row_flag};
 use crate::request::{RequestSpec, Sampling};
@@ -97,11 +97,14 @@ pub struct Referee {
     model: Model,
     script: Option<Script>,
     faults: Vec<(usize, Fault)>,
+    forced: Vec<(usize, TokenId)>,
     next_step: StepId,
     /// Plans received and not executed.
     pending: VecDeque<StepPlan>,
     slots: Vec<Slot>,
     cells: Vec<Cell>,
+    /// Blocks that hold a NaN, as the scheduler has been told.
+    condemned: FxHashSet<i32>,
 }
 
 // === impl Model ===
@@ -204,9 +207,11 @@ impl Referee {
             model,
             script: None,
             faults: Vec::new(),
+            forced: Vec::new(),
             next_step: first_step,
             pending: VecDeque::new(),
             cells: vec![Cell::Zero; cells],
+            condemned: FxHashSet::default(),
         }
     }
 
@@ -218,6 +223,22 @@ impl Referee {
     /// Makes row `row` of the next step that is executed go wrong.
     pub fn inject(&mut self, row: usize, fault: Fault) {
         self.faults.push((row, fault));
+    }
+
+    /// Makes row `row` of the next step that is executed draw `token`.
+    pub fn force(&mut self, row: usize, token: TokenId) {
+        self.forced.push((row, token));
+    }
+
+    /// The scheduler is about to learn of a NaN in a live row of `slot`: from now on nobody is given
+    /// a block with a NaN from its table, unless it is zeroed (R10).
+    pub fn condemn(&mut self, slot: SlotId) {
+        let bs = self.limits.block_size.tokens().0;
+        for &block in &self.slots[slot.0 as usize].table {
+            if (0..bs).any(|offset| self.cells[self.cell(block, offset)] == Cell::Nan) {
+                self.condemned.insert(block.cast_signed());
+            }
+        }
     }
 
     /// Receives and executes a plan at once.
@@ -233,7 +254,7 @@ impl Referee {
     /// Receives a plan: what can be judged without running it.
     ///
     /// # Panics
-    /// When the plan breaks R1 or R4, or its columns do not fit together.
+    /// When the plan breaks R1, R4 or R10, or its columns do not fit together.
     pub fn receive(&mut self, plan: StepPlan) {
         assert_eq!(
             plan.step, self.next_step,
@@ -250,6 +271,15 @@ impl Referee {
                     earlier.step
                 );
             }
+        }
+        for block in &plan.zero_block {
+            self.condemned.remove(block);
+        }
+        for block in &plan.append_block {
+            assert!(
+                !self.condemned.contains(block),
+                "R10: block {block} is reused with its NaN"
+            );
         }
         let rows = plan.rows();
         assert!(rows > 0, "step {} has no rows", plan.step);
@@ -548,37 +578,14 @@ impl Referee {
             if view.flags & row_flag::SAMPLE == 0 {
                 continue;
             }
+            let faulty = self.faults.contains(&(view.row, Fault::Logits)) || self.meets_nan(view);
             let end = RowView {
                 start: view.start + view.len,
                 ..view
             };
-            let faulty = self.faults.contains(&(view.row, Fault::Logits)) || self.meets_nan(view);
             let prefix = if faulty { None } else { self.prefix(end) };
-            let binding = self.slots[view.slot]
-                .binding
-                .as_ref()
-                .expect("checked with the row");
-            let token = match prefix {
-                None => TokenId(0),
-                Some(prefix) => {
-                    let draw = Draw {
-                        step: plan.step,
-                        row: view.row,
-                        binding,
-                        prefix,
-                        position: Tokens(end.start),
-                    };
-                    let scripted = self.script.as_mut().and_then(|script| script(&draw));
-                    scripted.unwrap_or_else(|| self.model.draw(prefix, &binding.sampling))
-                }
-            };
-            let top_n = if prefix.is_none() {
-                0
-            } else {
-                binding.sampling.top_n
-            };
+            let token = prefix.map_or(TokenId(0), |prefix| self.draw(plan.step, end, prefix));
             self.slots[view.slot].last_token = Some(token);
-            let after = extend(prefix.unwrap_or(EMPTY), token);
             result.row_index.push(column(view.row));
             result.token_id.push(token.0.cast_signed());
             result.row_flags.push(if prefix.is_none() {
@@ -586,19 +593,53 @@ impl Referee {
             } else {
                 0
             });
-            result.logprob.push(self.model.logprob(after));
-            result.top_count.push(top_n.cast_signed());
-            for i in 0..top_n {
-                let id = TokenId((token.0 + i) % self.limits.vocab_size);
-                result.top_token_id.push(id.0.cast_signed());
-                result
-                    .top_logprob
-                    .push(self.model.logprob(after) - i as f32);
-            }
-            result.digest = mix(result.digest ^ after);
+            self.report(view, prefix, token, &mut result);
         }
         self.faults.clear();
+        self.forced.clear();
         result
+    }
+
+    fn draw(&mut self, step: StepId, end: RowView, prefix: u64) -> TokenId {
+        if let Some((_, token)) = self.forced.iter().find(|(row, _)| *row == end.row) {
+            return *token;
+        }
+        let binding = self.slots[end.slot]
+            .binding
+            .as_ref()
+            .expect("checked with the row");
+        let draw = Draw {
+            step,
+            row: end.row,
+            binding,
+            prefix,
+            position: Tokens(end.start),
+        };
+        let scripted = self.script.as_mut().and_then(|script| script(&draw));
+        scripted.unwrap_or_else(|| self.model.draw(prefix, &binding.sampling))
+    }
+
+    /// Log-probability and alternatives of a drawn token, and what the ranks compare.
+    fn report(&self, view: RowView, prefix: Option<u64>, token: TokenId, result: &mut StepResult) {
+        let binding = self.slots[view.slot]
+            .binding
+            .as_ref()
+            .expect("checked with the row");
+        let top_n = if prefix.is_none() {
+            0
+        } else {
+            binding.sampling.top_n
+        };
+        let after = extend(prefix.unwrap_or(EMPTY), token);
+        let logprob = self.model.logprob(after);
+        result.logprob.push(logprob);
+        result.top_count.push(top_n.cast_signed());
+        for i in 0..top_n {
+            let id = TokenId((token.0 + i) % self.limits.vocab_size);
+            result.top_token_id.push(id.0.cast_signed());
+            result.top_logprob.push(logprob - i as f32);
+        }
+        result.digest = mix(result.digest ^ after);
     }
 
     fn report_prompt(&self, view: RowView, result: &mut StepResult) {

@@ -40,7 +40,9 @@ fn many_sequences_share_a_prefix_and_draw_what_the_oracle_draws() {
             prompt_logprobs: false,
             trace: None,
         };
-        scheduler.admit(Request::new(spec.clone(), &limits).unwrap()).unwrap();
+        scheduler
+            .admit(Request::new(spec.clone(), &limits).unwrap())
+            .unwrap();
         specs.push(spec);
     }
     let mut events = Vec::new();
@@ -63,5 +65,9 @@ fn many_sequences_share_a_prefix_and_draw_what_the_oracle_draws() {
             .collect();
         assert_eq!(tokens, model.generate(spec, Tokens(16)).0);
     }
-    assert!(scheduler.stats().cached_tokens > 500, "{:?}", scheduler.stats());
+    assert!(
+        scheduler.stats().cached_tokens > 500,
+        "{:?}",
+        scheduler.stats()
+    );
 }

@@ -13,6 +13,7 @@ use crate::kv::table::BlockTable;
 use crate::kv::tree::{PrefixTree, Search};
 use crate::limits::Limits;
 use crate::mutation::{Mutation, Seeded};
+use crate::plan::StepPlan;
 
 /// What is known of the cells of a table that is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +109,8 @@ impl KvCache {
         }
     }
 
-    /// Appends `blocks` private blocks, evicting as needed. Blocks to zero first go to `zero`.
-    pub(crate) fn grow(&mut self, table: &mut BlockTable, blocks: Blocks, zero: &mut Vec<i32>) {
+    /// Appends `blocks` private blocks, evicting as needed. Those to zero first go to the plan.
+    pub(crate) fn grow(&mut self, table: &mut BlockTable, blocks: Blocks, plan: &mut StepPlan) {
         for _ in 0..blocks.0 {
             if self.pool.free() == Blocks(0) {
                 let (block, taint) = self
@@ -120,7 +121,8 @@ impl KvCache {
             }
             let (block, taint) = self.pool.take();
             if taint == Taint::Suspect && !self.seeded.is(Mutation::DirtyBlockNotZeroed) {
-                zero.push(block.0.cast_signed());
+                plan.zero_block.push(block.0.cast_signed());
+                self.pool.zeroed(block, plan.step);
             }
             table.push_private(block);
         }
@@ -198,10 +200,10 @@ impl KvCache {
         }
     }
 
-    /// A dropped row wrote a NaN to `block`, which its sequence no longer holds. `true` when somebody
-    /// holds it by now.
-    pub(crate) fn taint(&mut self, block: BlockId) -> bool {
-        if self.pool.taint(block) {
+    /// A dropped row of plan `step` wrote a NaN to `block`, which its sequence no longer holds.
+    /// `true` when somebody holds it by now.
+    pub(crate) fn taint(&mut self, block: BlockId, step: StepId) -> bool {
+        if !self.pool.taint(block, step) {
             return false;
         }
         self.withdraw(block);

@@ -1,6 +1,6 @@
 //! The free list.
 
-use crate::ids::{BlockId, Blocks};
+use crate::ids::{BlockId, Blocks, StepId};
 use crate::kv::Taint;
 use crate::mutation::{Mutation, Seeded};
 
@@ -15,6 +15,8 @@ enum Place {
 pub(crate) struct BlockPool {
     free: Vec<BlockId>,
     places: Vec<Place>,
+    /// The plan that last had the block zeroed.
+    zeroed: Vec<StepId>,
     seeded: Seeded,
 }
 
@@ -29,6 +31,7 @@ impl BlockPool {
         }
         Self {
             free: (1..blocks.0).rev().map(BlockId).collect(),
+            zeroed: vec![StepId(0); places.len()],
             places,
             seeded,
         }
@@ -71,13 +74,22 @@ impl BlockPool {
         self.free.push(block);
     }
 
-    /// Marks a free block as one that may hold a NaN; `false` when it is not free.
-    pub(crate) fn taint(&mut self, block: BlockId) -> bool {
+    /// Notes that plan `step` has the block zeroed.
+    pub(crate) fn zeroed(&mut self, block: BlockId, step: StepId) {
+        self.zeroed[block.0 as usize] = step;
+    }
+
+    /// A row of plan `step` wrote a NaN into `block`: a free one is marked, one that a later plan
+    /// zeroes is clean. `true` when neither is so.
+    pub(crate) fn taint(&mut self, block: BlockId, step: StepId) -> bool {
+        if self.zeroed[block.0 as usize] > step {
+            return false;
+        }
         let free = self.is_free(block);
         if free {
             self.places[block.0 as usize] = Place::Free(Taint::Suspect);
         }
-        free
+        !free
     }
 
     /// For every block, how often the free list holds it.

@@ -131,7 +131,7 @@ impl Scheduler {
         {
             let Some(seq) = self.owner(row) else {
                 // Its blocks may have a new owner, if the row wrote one after they were proven.
-                if self.kv.taint(row.tail) {
+                if self.kv.taint(row.tail, step.step) {
                     suspects.push(row.tail);
                 }
                 continue;
@@ -204,10 +204,11 @@ impl Scheduler {
         token: SampledToken,
         events: &mut Vec<SeqEvent>,
     ) {
+        let bs = self.limits.block_size.tokens().0;
         let (ending_first, more, early) = (
             self.seeded.is(Mutation::EndingBeforeLength),
             u32::from(self.seeded.is(Mutation::LengthOneMore)),
-            u32::from(self.seeded.is(Mutation::AdoptBeforeFull)),
+            u32::from(self.seeded.is(Mutation::AdoptBeforeFull) && !row.end.0.is_multiple_of(bs)),
         );
         let sequence = self
             .sequences
@@ -263,7 +264,13 @@ impl Scheduler {
     }
 
     fn owner(&self, row: &PlannedRow) -> Option<SeqId> {
-        self.slots.owner(row.slot, row.generation)
+        let seq = self.slots.owner(row.slot, row.generation);
+        // Always so, but for a seeded mistake that matches results by sequence.
+        seq.filter(|seq| {
+            self.sequences
+                .get(seq)
+                .is_some_and(|s| s.binding().is_some())
+        })
     }
 }
 
