@@ -194,9 +194,10 @@ impl ChatTemplate {
             return Err(TemplateError::ContinueAndPrompt);
         }
         let mut messages = normalized(&input.messages)?;
-        let final_text = match input.continue_final_message {
-            true => Some(mark_final(&mut messages)?),
-            false => None,
+        let final_text = if input.continue_final_message {
+            Some(mark_final(&mut messages)?)
+        } else {
+            None
         };
         let documents = input
             .documents
@@ -219,7 +220,7 @@ impl ChatTemplate {
         for (name, value) in &input.kwargs {
             variables.insert(name.clone(), json::to_jinja(value));
         }
-        let list = Jinja::from_iter(messages.iter().map(json::object_to_jinja));
+        let list: Jinja = messages.iter().map(json::object_to_jinja).collect();
         variables.insert("messages".into(), list);
         variables.insert(
             "tools".into(),

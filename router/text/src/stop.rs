@@ -120,7 +120,10 @@ impl StopDetector {
             StopPlace::Suffix => self.suffix(),
         };
         let excess = self.tail.len().saturating_sub(self.tail_max);
-        self.tail.drain(..self.tail.floor_char_boundary(excess));
+        let cut = (0..=excess)
+            .rev()
+            .find(|at| self.tail.is_char_boundary(*at));
+        self.tail.drain(..cut.unwrap_or(0));
         found
     }
 
@@ -161,10 +164,9 @@ fn first_match(stops: &[String], text: &str) -> Option<Match> {
 /// From where `text` may be the beginning of a stop string.
 fn hold_from(stops: &[String], text: &str) -> usize {
     let longest = stops.iter().map(String::len).max().unwrap_or(0);
-    let from = text.ceil_char_boundary((text.len() + 1).saturating_sub(longest));
-    text[from..]
-        .char_indices()
-        .map(|(at, _)| from + at)
+    let from = (text.len() + 1).saturating_sub(longest);
+    (from..text.len())
+        .filter(|at| text.is_char_boundary(*at))
         .find(|at| stops.iter().any(|stop| stop.starts_with(&text[*at..])))
         .unwrap_or(text.len())
 }

@@ -116,17 +116,23 @@ impl Tokenizer {
         // the router's decision.
         inner.with_truncation(None)?;
         inner.with_padding(None);
-        let added = inner.get_added_vocabulary();
-        let vocab = inner.get_vocab(true);
-        let size = vocab.values().max().map_or(0, |id| *id as usize + 1);
+        let size = inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |id| *id as usize + 1);
         let table = DecodeTable::build(&inner, size);
-        // An id far beyond the vocabulary would make the table huge; its file is broken.
-        let mut special = vec![false; size.min(DecodeTable::IDS_MAX)];
-        for (token, id) in &vocab {
-            if let Some(flag) = special.get_mut(*id as usize) {
-                *flag = added.is_special_token(token);
-            }
-        }
+        let added = inner.get_added_vocabulary();
+        // An id far beyond any vocabulary is a broken file's.
+        let ids = 0..u32::try_from(size.min(DecodeTable::IDS_MAX)).unwrap_or(u32::MAX);
+        let special = ids
+            .map(|id| {
+                let token = added
+                    .simple_id_to_token(id)
+                    .or_else(|| inner.id_to_token(id));
+                token.is_some_and(|token| added.is_special_token(&token))
+            })
+            .collect();
         Ok(Self {
             vocab_size: size,
             inner,

@@ -61,17 +61,16 @@ fn here() -> PathBuf {
 /// A model folder as transformers 4 wrote it: templates in `tokenizer_config.json`.
 fn folder(name: &str, special: &BTreeMap<String, String>) -> PathBuf {
     let single = here().join("templates").join(format!("{name}.jinja"));
-    let template = match std::fs::read_to_string(single) {
-        Ok(source) => Value::String(source),
-        Err(_) => {
-            let entry = |entry: &str| {
-                let path = here()
-                    .join("templates")
-                    .join(format!("{name}.{entry}.jinja"));
-                json!({"name": entry, "template": std::fs::read_to_string(path).unwrap()})
-            };
-            json!([entry("default"), entry("tool_use")])
-        }
+    let entry = |entry: &str| {
+        let path = here()
+            .join("templates")
+            .join(format!("{name}.{entry}.jinja"));
+        json!({"name": entry, "template": std::fs::read_to_string(path).unwrap()})
+    };
+    let template = if single.exists() {
+        Value::String(std::fs::read_to_string(single).unwrap())
+    } else {
+        json!([entry("default"), entry("tool_use")])
     };
     let mut config = json!(special);
     config["chat_template"] = template;

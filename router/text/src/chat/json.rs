@@ -1,5 +1,10 @@
 //! JSON into the template engine's values, and `tojson` as Python's `json.dumps` writes it.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of values are the engine's list, which may grow"
+)]
+
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Rest, Value as Jinja, ValueKind};
@@ -17,7 +22,7 @@ pub(super) fn to_jinja(value: &Value) -> Jinja {
         Value::Bool(value) => Jinja::from(*value),
         Value::Number(number) => number_to_jinja(number),
         Value::String(text) => Jinja::from(text.as_str()),
-        Value::Array(list) => Jinja::from_iter(list.iter().map(to_jinja)),
+        Value::Array(list) => list.iter().map(to_jinja).collect(),
         Value::Object(map) => object_to_jinja(map),
     }
 }
@@ -48,6 +53,10 @@ struct Style {
     sort_keys: bool,
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the engine passes arguments so"
+)]
 pub(super) fn tojson(value: &Jinja, args: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Error> {
     let style = Style::new(&args, &kwargs)?;
     kwargs.assert_all_used()?;

@@ -1,5 +1,12 @@
 //! Values as Python prints them.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of values are the engine's list, which may grow"
+)]
+
+use std::fmt::Write;
+
 use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{Error, Output, State, escape_formatter};
 
@@ -74,7 +81,7 @@ fn string_repr(text: &str) -> String {
                     0x100..=0xFFFF => ('u', 4),
                     _ => ('U', 8),
                 };
-                out.push_str(&format!("\\{letter}{code:0width$x}"));
+                write!(out, "\\{letter}{code:0width$x}").expect("writing to a string cannot fail");
             }
         }
     }

@@ -1,6 +1,11 @@
 //! Python's methods on strings, dicts and lists, where the engine's own set lacks them or
 //! differs.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of values are the engine's list, which may grow"
+)]
+
 use minijinja::value::{Kwargs, Rest, Tuple, Value as Jinja, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -112,6 +117,10 @@ fn list_method(value: &Jinja, method: &str, args: &[Jinja]) -> Result<Option<Jin
 }
 
 /// The `indent` filter: lines after the first, blank ones only where asked.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the engine passes arguments so"
+)]
 pub(super) fn indent(text: &str, args: Rest<Jinja>, kwargs: Kwargs) -> Result<String, Error> {
     let given = |index: usize, name: &str| -> Result<Option<Jinja>, Error> {
         let keyword: Option<Jinja> = kwargs.get(name)?;
@@ -198,16 +207,18 @@ fn split(text: &str, from_right: bool, args: &[Jinja]) -> Result<Jinja, Error> {
                 .filter(|separator| !separator.is_empty())
                 .ok_or_else(|| invalid("split needs a non-empty string as separator"))?;
             let pieces = most.saturating_add(1);
-            match from_right {
-                true => text.rsplitn(pieces, separator).collect(),
-                false => text.splitn(pieces, separator).collect(),
+            if from_right {
+                text.rsplitn(pieces, separator).collect()
+            } else {
+                text.splitn(pieces, separator).collect()
             }
         }
         None => split_space(text, most, from_right),
     };
-    match from_right {
-        true => Ok(list(parts.into_iter().rev())),
-        false => Ok(list(parts)),
+    if from_right {
+        Ok(list(parts.into_iter().rev()))
+    } else {
+        Ok(list(parts))
     }
 }
 
@@ -216,9 +227,10 @@ fn split_space(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;
     loop {
-        rest = match from_right {
-            true => rest.trim_end_matches(is_space),
-            false => rest.trim_start_matches(is_space),
+        rest = if from_right {
+            rest.trim_end_matches(is_space)
+        } else {
+            rest.trim_start_matches(is_space)
         };
         if rest.is_empty() {
             return parts;
@@ -297,9 +309,10 @@ fn find(text: &str, method: &str, args: &[Jinja]) -> Result<Jinja, Error> {
         .char_indices()
         .nth(skipped)
         .map_or(text.len(), |(at, _)| at);
-    let found = match method.starts_with('r') {
-        true => text[start..].rfind(wanted),
-        false => text[start..].find(wanted),
+    let found = if method.starts_with('r') {
+        text[start..].rfind(wanted)
+    } else {
+        text[start..].find(wanted)
     };
     match found {
         Some(at) => Ok(Jinja::from(text[..start + at].chars().count())),

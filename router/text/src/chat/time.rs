@@ -139,7 +139,7 @@ impl Parts {
             's' => write!(out, "{seconds}"),
             // A naive datetime has no zone.
             'z' | 'Z' => Ok(()),
-            'n' => write!(out, "\n"),
+            'n' => writeln!(out),
             't' => write!(out, "\t"),
             '%' => write!(out, "%"),
             'F' => return self.push_all("Y-m-d", seconds, out),
