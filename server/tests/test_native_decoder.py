@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from headrace import models, native, ops
 from headrace.comm.single import SingleComm
 from headrace.device.cpu import CpuDevice
-from headrace.models.fused import FusedDecoder, fuse
+from headrace.models import Decoder
+from headrace.models.fused import fuse
 from headrace.native import Isa, Kernels
 from headrace.ops import OpTable
 from headrace.ops.base import No
@@ -51,18 +51,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[Isa]:
     LOADED.set_isa(None)
 
 
-def both(folder: Path, dtype: torch.dtype) -> tuple[FusedDecoder, Any, OpTable]:
-    """Returns the fused decoder, its twin of the same weights, and the twin's operations."""
+def load(folder: Path, dtype: torch.dtype, reference: bool = False) -> tuple[Decoder, OpTable]:
+    """Returns the decoder as the server loads it, and its operations."""
     device = CpuDevice(threads=2)
-    spec = models.read_spec(folder)
-    table = ops.select(spec.op_spec(dtype, 1), device)
+    table = ops.select(models.read_spec(folder).op_spec(dtype, 1), device, reference)
     model = models.load_model(
         folder, device=device, dtype=dtype, comm=SingleComm(), ops=table, load_format="auto"
     )
-    composed = model.composed if isinstance(model, FusedDecoder) else model
-    fused, why = fuse(composed, ranks=1)
-    assert isinstance(fused, FusedDecoder), why
-    return fused, composed, table
+    return model, table
 
 
 def steps(runner: PagedRunner) -> list[Tensor]:
@@ -83,13 +79,16 @@ def steps(runner: PagedRunner) -> list[Tensor]:
 def test_fused_decoder_computes_what_the_composed_one_does(
     isa: Isa, tiny: Tiny, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    fused, composed, table = both(tiny.write(tmp_path), dtype)
-    # Cells that no token was written to hold NaN: a logit that saw one would be NaN.
-    runners = [
-        PagedRunner(model, table, dtype=dtype, block_tokens=4, fill=torch.nan)
-        for model in (fused, composed)
-    ]
-    for actual_SV, expected_SV in zip(*(steps(runner) for runner in runners), strict=True):
+    model, table = load(tiny.write(tmp_path), dtype)
+    assert model.whole_step is not None
+
+    def run() -> list[Tensor]:
+        # Cells that no token was written to hold NaN: a logit that saw one would be NaN.
+        return steps(PagedRunner(model, table, dtype=dtype, block_tokens=4, fill=torch.nan))
+
+    fused = run()
+    model.whole_step = None
+    for actual_SV, expected_SV in zip(fused, run(), strict=True):
         assert actual_SV.dtype == torch.float32
         bound = TOLERANCE[dtype] * float(expected_SV.abs().max())
         torch.testing.assert_close(actual_SV, expected_SV, rtol=0, atol=bound)
@@ -98,23 +97,19 @@ def test_fused_decoder_computes_what_the_composed_one_does(
 @pytest.mark.parametrize("tiny", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 def test_fused_decoder_writes_the_oracles_tokens(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny.write(tmp_path)
-    fused, _, table = both(folder, torch.float32)
+    model, table = load(folder, torch.float32)
     prompts = [[1, 44, 100, 7], list(range(3, 40))]
-    runner = PagedRunner(fused, table, dtype=torch.float32)
+    runner = PagedRunner(model, table, dtype=torch.float32)
     oracle = Oracle(folder)
     assert runner.greedy(prompts, 12) == [oracle.greedy(prompt, 12) for prompt in prompts]
 
 
 def test_decoders_that_the_library_does_not_know_stay_composed(tmp_path: Path) -> None:
     folder = Tiny().write(tmp_path)
-    device = CpuDevice(threads=1)
-    spec = models.read_spec(folder)
-    table = ops.select(spec.op_spec(torch.float32, 1), device, reference=True)
-    model = models.load_model(
-        folder, device=device, dtype=torch.float32, comm=SingleComm(), ops=table, load_format="auto"
-    )
-    assert not isinstance(model, FusedDecoder)
-    kept, why = fuse(model, ranks=1)
-    assert kept is model
-    assert why == No("the weights are not packed by the kernel library")
-    assert fuse(model, ranks=2)[0] is model
+    model, _ = load(folder, torch.float32, reference=True)
+    assert model.whole_step is None
+    assert fuse(model, ranks=1) == No("the weights are not packed by the kernel library")
+    fusable, _ = load(folder, torch.float32)
+    fusable.whole_step = None
+    assert isinstance(fuse(fusable, ranks=2), No)
+    assert fusable.whole_step is None

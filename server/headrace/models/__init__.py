@@ -12,6 +12,7 @@ from headrace import quant
 from headrace.errors import ConfigError
 from headrace.layers.build import Build
 from headrace.models.decoder import Decoder
+from headrace.models.fused import fuse
 from headrace.models.hf import HfConfig
 from headrace.models.spec import LocalSpec, ModelSpec
 from headrace.weights import DummyReader, Reader, SafetensorsReader, load
@@ -66,6 +67,7 @@ def load_model(
         reader,
         device.torch_device,
     )
+    fuse(model, comm.size)
     return model.eval()
 
 

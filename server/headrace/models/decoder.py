@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,12 @@ class Recipe:
     block: type[Block] = field(default=Block)
 
 
+class WholeStep(Protocol):
+    """Computes what `Decoder.compose` does, in one call (`models/fused.py`)."""
+
+    def __call__(self, tokens_T: Tensor, step: StepContext) -> Tensor: ...
+
+
 class Decoder(nn.Module):
     """Embeds a step's tokens, runs the blocks, and returns logits where they are wanted."""
 
@@ -62,6 +69,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(recipe.block(build, spec, i) for i in range(spec.layers))
         self.norm = RmsNorm(build, spec.width, spec.norm_eps)
         self.head = VocabHead(build, spec.vocab_size, spec.width)
+        self.whole_step: WholeStep | None = None
 
     @torch.inference_mode()
     def forward(self, tokens_T: Tensor, step: StepContext) -> Tensor:
@@ -71,6 +79,12 @@ class Decoder(nn.Module):
 
         Returns: logits_SV of the tokens `step.sampled_S`, float32, on every rank.
         """
+        if self.whole_step is not None:
+            return self.whole_step(tokens_T, step)
+        return self.compose(tokens_T, step)
+
+    def compose(self, tokens_T: Tensor, step: StepContext) -> Tensor:
+        """The step, operation by operation."""
         cos_sin_TE = self.rotary(step.positions_T)
         x_TD = self.embed(tokens_T)
         residual_TD = torch.zeros_like(x_TD)

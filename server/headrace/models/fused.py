@@ -1,4 +1,4 @@
-"""The decoder whose whole step is one call, made from the composed decoder it replaces."""
+"""The decoder's whole step as one call, made from the composed decoder whose place it takes."""
 
 # T tokens · S sampled tokens · V vocabulary
 
@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headrace import native
 from headrace.layers.linear import Linear
@@ -22,22 +21,19 @@ from headrace.ops.paged_attention.native import NativePlan
 from headrace.quant.none import PlainMethod
 
 
-class FusedDecoder(nn.Module):
+class FusedStep:
     """Computes what the composed decoder does, from the same packed weights."""
 
     def __init__(self, composed: Decoder, kernels: Kernels, weights: DecoderWeights) -> None:
-        super().__init__()
-        self.spec = composed.spec
-        self.composed = composed  # the slow twin; it shares the weights
+        self._spec = composed.spec
         self._rotary = composed.rotary
         self._native = NativeDecoder(kernels, weights)
         self._kv: KvPool | None = None
 
-    @torch.inference_mode()
-    def forward(self, tokens_T: Tensor, step: StepContext) -> Tensor:
+    def __call__(self, tokens_T: Tensor, step: StepContext) -> Tensor:
         """See `Decoder.forward`."""
         if step.kv is not self._kv:
-            self._native.use_caches([step.kv.layer(i) for i in range(self.spec.layers)])
+            self._native.use_caches([step.kv.layer(i) for i in range(self._spec.layers)])
             self._kv = step.kv
         assert isinstance(step.attention, NativePlan)
         cos_sin_TE = self._rotary(step.positions_T)
@@ -45,23 +41,26 @@ class FusedDecoder(nn.Module):
             *(tokens_T.contiguous(), cos_sin_TE.contiguous(), step.cells_T.contiguous()),
             *(step.sampled_S.contiguous(), step.attention),
         )
-        return logits_SV[:, : self.spec.vocab_size]
+        return logits_SV[:, : self._spec.vocab_size]
 
 
-def fuse(composed: Decoder, ranks: int) -> tuple[FusedDecoder | Decoder, Yes | No]:
-    """Returns the fused decoder where it can stand for the composed one, else that; and why."""
+def fuse(decoder: Decoder, ranks: int) -> Yes | No:
+    """Makes the decoder's whole step one call, if it can be.
+
+    Returns: why it is, or why it stays composed of operations.
+    """
     kernels = native.load()
     if isinstance(kernels, str):
-        return composed, No(kernels)
+        return No(kernels)
     if ranks > 1:
-        return composed, No(f"{ranks} ranks exchange sums between the operations")
-    weights = _weights(composed)
+        return No(f"{ranks} ranks exchange sums between the operations")
+    weights = _weights(decoder)
     if isinstance(weights, No):
-        return composed, weights
+        return weights
     answer = supports(weights)
-    if isinstance(answer, No):
-        return composed, answer
-    return FusedDecoder(composed, kernels, weights).eval(), answer
+    if isinstance(answer, Yes):
+        decoder.whole_step = FusedStep(decoder, kernels, weights)
+    return answer
 
 
 def _weights(composed: Decoder) -> DecoderWeights | No:
