@@ -70,7 +70,7 @@ impl From<ConfigError> for LaunchError {
 
 /// How a child ended, and what it said before.
 #[derive(Debug, Error)]
-#[error("{name} {}{}", self.how(), self.last_words())]
+#[error("{name}{}{}", self.how(), self.last_words())]
 pub(crate) struct Death {
     pub(crate) name: String,
     /// What it gave as its reason, if it could.
@@ -93,11 +93,11 @@ pub(crate) enum End {
 impl Death {
     fn how(&self) -> String {
         if let Some(fatal) = &self.fatal {
-            return format!("ended: {fatal}");
+            return format!(": {fatal}");
         }
         match &self.end {
-            End::NotStarted(error) => format!("could not be started: {error}"),
-            End::StillRunning => "gave up".to_owned(),
+            End::NotStarted(error) => format!(" could not be started: {error}"),
+            End::StillRunning => " gave up".to_owned(),
             End::Exited(status) => match (status.signal(), status.code()) {
                 (Some(signal), _) => {
                     let name = Signal::try_from(signal).map_or("unknown", Signal::as_str);
@@ -106,10 +106,10 @@ impl Death {
                     } else {
                         ""
                     };
-                    format!("was killed by signal {signal} ({name}){hint}")
+                    format!(" was killed by signal {signal} ({name}){hint}")
                 }
-                (None, Some(0)) => "ended by itself, without a reason".to_owned(),
-                (None, code) => format!("exited with status {}", code.unwrap_or(-1)),
+                (None, Some(0)) => " ended by itself, without a reason".to_owned(),
+                (None, code) => format!(" exited with status {}", code.unwrap_or(-1)),
             },
         }
     }

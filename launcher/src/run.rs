@@ -124,7 +124,13 @@ async fn serve_until_stopped(
     serve.shards = topology::shards(launch, folder.path())?;
     let serve_json = folder.path().join("serve.json");
     save(&serve, &serve_json)?;
-    tracing::info!("Serving with {serve:?}");
+    let (id, path, shards) = (
+        &serve.model.id,
+        serve.model.path.display(),
+        serve.shards.len(),
+    );
+    tracing::info!("Starting the router and {shards} shard(s) for {id} in {path}.");
+    tracing::debug!("{serve:?}");
     let specs = topology::group(programs, &serve, &serve_json);
     let mut supervisor = Supervisor::start(&specs, &serve, output)?;
     supervisor

@@ -1,14 +1,21 @@
 //! The signals that end a server.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+/// Signals closer together than this are one request: `timeout` signals the process and then its
+/// group, a shell its job, and a person who hurries takes longer.
+const SAME: Duration = Duration::from_millis(500);
 
 /// SIGINT, SIGTERM and SIGHUP, from the moment this is made.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    last: Option<Instant>,
 }
 
 // === impl Signals ===
@@ -19,15 +26,22 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            last: None,
         })
     }
 
-    /// The name of the next signal. Safe to drop while it waits.
+    /// The name of the next signal that means something new. Safe to drop while it waits.
     pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "SIGHUP",
+        loop {
+            let name = tokio::select! {
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.hangup.recv() => "SIGHUP",
+            };
+            if self.last.is_none_or(|last| last.elapsed() >= SAME) {
+                self.last = Some(Instant::now());
+                return name;
+            }
         }
     }
 }

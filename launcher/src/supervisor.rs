@@ -16,7 +16,7 @@ use crate::output::Output;
 use crate::signals::Signals;
 
 /// Beyond its own deadline for draining, the router gets this long to exit.
-const ROUTER_GRACE: Duration = Duration::from_secs(2);
+const ROUTER_GRACE: Duration = Duration::from_secs(4);
 /// Shards have nothing left to do when the router is gone; unloading takes a moment.
 const SHARD_DEADLINE: Duration = Duration::from_secs(10);
 /// The others' deadline after one has died: long enough to tell clients.
@@ -190,9 +190,9 @@ impl<'a> Supervisor<'a> {
         };
         self.phase = Phase::Serving;
         let url = banner::url(self.serve, port.unwrap_or(self.serve.http.port));
-        // Tools wait for this very word.
-        tracing::info!(url, "Connected");
-        if !self.output.is_json() {
+        if self.output.is_json() {
+            tracing::info!(url, model = ready.model, "Ready.");
+        } else {
             self.output
                 .push(banner::banner(self.serve, &url, ready).into_bytes());
         }

@@ -126,7 +126,7 @@ pub(crate) fn download(
     revision: Option<&str>,
     token: Option<OsString>,
 ) -> Spec {
-    let mut command = with(&programs.server, &["download"]);
+    let mut command = with(&programs.server, &["download", "--lifeline"]);
     // Without an id the default model is meant, which has more sources than the Hub.
     if let Some(id) = &launch.model_id {
         command.extend(["--model-id".into(), id.into()]);

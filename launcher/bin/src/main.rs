@@ -57,13 +57,9 @@ fn router(args: &[OsString]) -> ExitCode {
         return fail(2, "usage: headrace router --config serve.json");
     }
     match headrace_config::load(file.as_ref()) {
-        Ok(serve) => run_router(serve),
+        Ok(serve) => headrace_router::run(serve),
         Err(error) => fail(1, &error.to_string()),
     }
-}
-
-fn run_router(_: headrace_config::Serve) -> ExitCode {
-    fail(1, "this build has no router")
 }
 
 /// Becomes Python.

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from headrace.hub.default_model import DEFAULT_MODEL_ID
@@ -24,15 +26,27 @@ def main(argv: Sequence[str]) -> int:
         help=f"Hub id or folder (default {DEFAULT_MODEL_ID})",
     )
     parser.add_argument("--revision", default=None, help="branch, tag or commit")
+    # Given by the launcher, which reports errors itself: stdin ends when it is gone.
+    parser.add_argument("--lifeline", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.lifeline:
+        threading.Thread(target=_watch_lifeline, name="lifeline", daemon=True).start()
     try:
         model = resolve(args.model_id, args.revision)
     except HubError as error:
         print(json.dumps({"event": "fatal", "message": str(error)}), flush=True)
-        print(f"error: {error}", file=sys.stderr)
+        if not args.lifeline:
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     line = {"event": "model", "id": args.model_id, "path": str(model.path), "sha": model.sha}
     print(json.dumps(line), flush=True)
     return 0
+
+
+def _watch_lifeline() -> None:
+    """Exits when stdin ends. What was downloaded so far is resumed next time."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
