@@ -1,1 +1,30 @@
-//! Placeholder.
+//! HTTP: what clients see of the server.
+//!
+//! Reading order: the process (`run`), the routes and what they share (`app`), the way in (`body`,
+//! `access`, `validate`, `intake`, `backend`), the way out (`respond`, `answer`, `sse`, `error`),
+//! the APIs (`tgi`, `openai`, `ops`, `openapi`), and what is counted and logged (`meter`,
+//! `metrics`, `telemetry`).
+
+mod access;
+mod answer;
+mod app;
+mod backend;
+mod body;
+mod error;
+mod intake;
+mod meter;
+mod metrics;
+mod openai;
+mod openapi;
+mod ops;
+mod respond;
+mod run;
+mod sse;
+mod telemetry;
+mod tgi;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use run::run;

@@ -1,0 +1,65 @@
+//! Where tokens come from: the engine, or in tests a script.
+
+use headrace_engine::{
+    EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent, TokenStream,
+};
+
+#[cfg(test)]
+use crate::tests::script::{Script, ScriptStream};
+
+/// What requests are submitted to.
+#[derive(Clone, Debug)]
+pub(crate) enum Backend {
+    Engine(EngineHandle),
+    #[cfg(test)]
+    Script(Script),
+}
+
+/// What tokens of one sequence come from. Dropping it cancels the sequence.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Engine(TokenStream),
+    #[cfg(test)]
+    Script(ScriptStream),
+}
+
+// === impl Backend ===
+
+impl Backend {
+    pub(crate) fn state(&self) -> EngineState {
+        match self {
+            Self::Engine(engine) => engine.state(),
+            #[cfg(test)]
+            Self::Script(script) => script.state(),
+        }
+    }
+
+    pub(crate) async fn submit(&self, request: Request) -> Result<Source, SubmitError> {
+        match self {
+            Self::Engine(engine) => engine.submit(request).await.map(Source::Engine),
+            #[cfg(test)]
+            Self::Script(script) => script.submit(&request).map(Source::Script),
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Everything that has come since the last call, at least one event; empty after the end.
+    pub(crate) async fn next(&mut self) -> Vec<TokenEvent> {
+        match self {
+            Self::Engine(stream) => stream.next().await,
+            #[cfg(test)]
+            Self::Script(stream) => stream.next().await,
+        }
+    }
+
+    pub(crate) fn finish(&mut self, reason: FinishReason) {
+        match self {
+            Self::Engine(stream) => stream.finish(reason),
+            #[cfg(test)]
+            Self::Script(stream) => stream.finish(reason),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The way of a prompt into the engine: permit, tokens, lengths, admission. Whatever is wrong is
+//! known here, before a status is sent.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use headrace_text::Encoding;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::app::{App, Ready, Text};
+use crate::error::{ApiError, Invalid, Overload};
+use crate::meter::{Clock, Meter};
+use crate::respond::{Manner, Respond, Rules};
+use crate::validate::{Ask, Checked};
+
+/// A request that holds its permits and whose parameters are in order.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    app: Arc<App>,
+    pub(crate) ready: Ready,
+    pub(crate) checked: Checked,
+    permits: OwnedSemaphorePermit,
+    received: Instant,
+    manner: Manner,
+}
+
+/// Text to be continued.
+#[derive(Debug, Clone)]
+pub(crate) struct Prompt {
+    pub(crate) text: String,
+    /// Whether the tokenizer adds its own special tokens; a chat template has put them already.
+    pub(crate) add_special_tokens: bool,
+}
+
+// === impl Intake ===
+
+impl Intake {
+    /// Takes a permit per sequence, then checks the parameters.
+    pub(crate) fn open(
+        app: &Arc<App>,
+        manner: Manner,
+        sequences: usize,
+        ask: Ask,
+    ) -> Result<Self, ApiError> {
+        let received = Instant::now();
+        let ready = app.ready()?;
+        let permits = app.permit(sequences)?;
+        let checked = ask.check(&app.serve.requests, ready.facts.limits.vocab_size)?;
+        Ok(Self { app: Arc::clone(app), ready, checked, permits, received, manner })
+    }
+
+    /// Submits `copies` sequences of one prompt; resolves when the engine has admitted them.
+    pub(crate) async fn submit(
+        &mut self,
+        prompt: Prompt,
+        copies: usize,
+    ) -> Result<Vec<Respond>, ApiError> {
+        if prompt.text.is_empty() {
+            return Err(Invalid::Empty { field: "inputs" }.into());
+        }
+        self.checked.check_truncate(&self.ready)?;
+        let encoding =
+            encode(&self.ready.text, prompt.text, prompt.add_special_tokens).await?;
+        let ids = self.checked.kept(&encoding.ids);
+        let requests = self.checked.requests(ids, &self.ready, copies)?;
+        let mut responds = Vec::with_capacity(copies);
+        for (copy, request) in requests.into_iter().enumerate() {
+            let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
+            self.app.metrics.accepted(input, request.tokens_max().0);
+            let clock = Clock { received: self.received, submitted: Instant::now() };
+            let source = self.app.backend.submit(request.clone()).await?;
+            let permit = self.permits.split(1).expect(
+                "a request takes a permit for each of its sequences; this is a router bug",
+            );
+            let metrics = Arc::clone(&self.app.metrics);
+            let meter = Meter::new(metrics, permit, clock, input, self.checked.seed(copy));
+            let rules = Rules {
+                manner: self.manner,
+                stop: self.checked.stop.clone(),
+                ignore_eos: self.checked.ignore_eos,
+            };
+            let text = Arc::clone(&self.ready.text);
+            responds.push(Respond::new(source, request, rules, text, meter));
+        }
+        Ok(responds)
+    }
+}
+
+// === free functions ===
+
+/// Encodes on the pool's threads.
+pub(crate) async fn encode(
+    text: &Text,
+    prompt: String,
+    add_special_tokens: bool,
+) -> Result<Encoding, ApiError> {
+    let (done, encoded) = oneshot::channel();
+    let deliver = move |encoding| {
+        // A receiver that is gone is a client that is gone.
+        drop(done.send(encoding));
+    };
+    text.pool
+        .submit(prompt, add_special_tokens, deliver)
+        .map_err(|full| Overload::Encode { waiting: full.waiting, queue_max: full.queue_max })
+        .map_err(ApiError::Overloaded)?;
+    let encoding = encoded.await.map_err(|_| ApiError::Incomplete)?;
+    encoding.map_err(|error| Invalid::Tokenizer(error.to_string()).into())
+}

@@ -1,0 +1,247 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
+use headrace_text::ChatInput;
+use serde_json::{Map, Value};
+
+use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
+use crate::app::{App, Text};
+use crate::body::JsonBody;
+use crate::error::{ApiError, Invalid, ToolRefusal};
+use crate::intake::{Intake, Prompt};
+use crate::openai::shared::{Head, UsageSum, failure, joined, sequences};
+use crate::openai::wire::{
+    AssistantMessage, ChatChoice, ChatChunk, ChatCompletion, ChatLogprob, ChatLogprobs,
+    ChatRequest, ChunkChoice, Content, Delta, Message, TopLogprob, Usage,
+};
+use crate::respond::{Finish, Manner, Piece, Respond};
+use crate::sse::{self, Frames, event};
+use crate::validate::Ask;
+
+const ROLE: &str = "assistant";
+
+/// Writes the events of one answer.
+#[derive(Debug)]
+struct ChatFrames {
+    head: Arc<Head>,
+    index: usize,
+    logprobs: bool,
+    usage: Arc<UsageSum>,
+}
+
+/// Answers a conversation.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", tag = "Headrace", request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer", content(
+            (ChatCompletion = "application/json"),
+            (ChatChunk = "text/event-stream"),
+        )),
+    )
+)]
+pub(crate) async fn chat(
+    State(app): State<Arc<App>>,
+    JsonBody(mut body): JsonBody<ChatRequest>,
+) -> Result<Response, ApiError> {
+    let received = Instant::now();
+    let ask = ask(&mut body)?;
+    let copies = sequences(&app, 1, body.n)?;
+    let logprobs = body.logprobs.unwrap_or(false);
+    let head = Head::new(&app, "chatcmpl", body.model.as_deref());
+    let mut intake = Intake::open(&app, Manner::Chat, copies, ask)?;
+    let stream = body.stream.unwrap_or(false);
+    let options = body.stream_options.take().unwrap_or_default();
+    let text = render(&intake.ready.text, body)?;
+    let characters = text.chars().count();
+    let responds = intake.submit(Prompt { text, add_special_tokens: false }, copies).await?;
+    if stream {
+        let headers = compute_headers(&app, characters);
+        let usage = options.include_usage.unwrap_or(false);
+        return Ok((headers, streamed(head, responds, logprobs, usage)).into_response());
+    }
+    let answers = Answer::collect_all(responds).await?;
+    let headers = cost_headers(&app, characters, &answers, ComputeTime::Told(received));
+    Ok((headers, Json(completion(head, &answers, logprobs))).into_response())
+}
+
+/// The prompt of a conversation.
+pub(crate) fn render(text: &Text, body: ChatRequest) -> Result<String, ApiError> {
+    if body.messages.is_empty() {
+        return Err(Invalid::Empty { field: "messages" }.into());
+    }
+    let template = text.template.as_ref().ok_or(ApiError::NoTemplate)?;
+    // An answer that has begun is gone on with.
+    let goes_on = body.messages.last().is_some_and(|message| {
+        message.role == ROLE && message.content.is_some() && message.tool_calls.is_none()
+    });
+    let messages = body.messages.into_iter().enumerate();
+    let messages = messages.map(|(index, message)| flat(index, message));
+    let input = ChatInput {
+        messages: Value::Array(messages.collect::<Result<_, _>>()?),
+        tools: None,
+        add_generation_prompt: !goes_on,
+        continue_final_message: goes_on,
+        documents: None,
+        kwargs: body.chat_template_kwargs.unwrap_or_default(),
+    };
+    Ok(template.render(&input)?)
+}
+
+// === impl ChatFrames ===
+
+impl ChatFrames {
+    fn write(&self, choices: &[ChunkChoice<'_>], usage: Option<Usage>, out: &mut BytesMut) {
+        chunk(&self.head, choices, usage, out);
+    }
+}
+
+impl Frames for ChatFrames {
+    fn piece(&mut self, piece: &Piece, respond: &Respond, out: &mut BytesMut) {
+        if piece.finish.is_some() {
+            self.usage.add(respond.meter.generated);
+        } else if piece.text.is_empty() && !self.logprobs {
+            return;
+        }
+        let logprobs = self
+            .logprobs
+            .then(|| ChatLogprobs { content: vec![logprob(&respond.text, piece)] });
+        let choice = ChunkChoice {
+            index: self.index,
+            delta: Delta { role: ROLE, content: &piece.text },
+            logprobs,
+            finish_reason: piece.finish.map(Finish::as_openai),
+        };
+        self.write(&[choice], None, out);
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut BytesMut) {
+        failure(error, out);
+    }
+}
+
+// === free functions ===
+
+fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
+    let has_tools = body.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+    let wants_none = body.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+    if has_tools && !wants_none {
+        return Err(ApiError::Tool(ToolRefusal::Unsupported));
+    }
+    let grammar = body.response_format.as_ref().filter(|format| format.kind != "text");
+    Ok(Ask {
+        tokens_max: body.max_completion_tokens.or(body.max_tokens),
+        top_n: body.top_logprobs,
+        top_n_field: "top_logprobs",
+        grammar: grammar.map(|_| "response_format"),
+        ..body.ask()
+    })
+}
+
+/// A message as templates know it: its content is one text.
+fn flat(index: usize, message: Message) -> Result<Value, Invalid> {
+    let content = match message.content {
+        None => Value::Null,
+        Some(Content::Text(text)) => Value::String(text),
+        Some(Content::Parts(parts)) => {
+            let mut text = String::new();
+            for (part, content) in parts.into_iter().enumerate() {
+                match (content.kind.as_str(), content.text) {
+                    ("text", Some(more)) => text.push_str(&more),
+                    _ => {
+                        let (message, kind) = (index, content.kind);
+                        return Err(Invalid::ContentPart { message, part, kind });
+                    }
+                }
+            }
+            Value::String(text)
+        }
+    };
+    let mut object = Map::new();
+    object.insert("role".to_owned(), Value::String(message.role));
+    object.insert("content".to_owned(), content);
+    let optional = [
+        ("name", message.name.map(Value::String)),
+        ("tool_calls", message.tool_calls.map(Value::Array)),
+        ("tool_call_id", message.tool_call_id.map(Value::String)),
+        ("reasoning_content", message.reasoning_content.map(Value::String)),
+    ];
+    for (key, value) in optional {
+        if let Some(value) = value {
+            object.insert(key.to_owned(), value);
+        }
+    }
+    Ok(Value::Object(object))
+}
+
+fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool, tells_usage: bool) -> Response {
+    let head = Arc::new(head);
+    let usage = UsageSum::new(responds.first().map_or(0, |respond| respond.meter.input));
+    let sequences = responds.into_iter().enumerate().map(|(index, respond)| {
+        let (head, usage) = (Arc::clone(&head), Arc::clone(&usage));
+        sse::frames(respond, ChatFrames { head, index, logprobs, usage })
+    });
+    let sequences = sequences.collect();
+    let tail = move || {
+        let mut last = BytesMut::new();
+        if tells_usage {
+            chunk(&head, &[], Some(usage.usage()), &mut last);
+        }
+        last.freeze()
+    };
+    sse::response(joined(sequences, tail))
+}
+
+fn chunk(head: &Head, choices: &[ChunkChoice<'_>], usage: Option<Usage>, out: &mut BytesMut) {
+    let chunk = ChatChunk {
+        object: "chat.completion.chunk",
+        id: &head.id,
+        created: head.created,
+        model: &head.model,
+        system_fingerprint: &head.fingerprint,
+        choices,
+        usage,
+    };
+    event(&chunk, out);
+}
+
+fn completion(head: Head, answers: &[Answer], logprobs: bool) -> ChatCompletion {
+    let prompt = answers.first().map_or(0, |answer| answer.respond.meter.input);
+    let completion = answers.iter().map(|answer| answer.respond.meter.generated).sum();
+    let choice = |(index, answer): (usize, &Answer)| ChatChoice {
+        index,
+        message: AssistantMessage { role: ROLE, content: answer.shown_text() },
+        logprobs: logprobs.then(|| {
+            let pieces = answer.pieces.iter();
+            let text = &answer.respond.text;
+            ChatLogprobs { content: pieces.map(|piece| logprob(text, piece)).collect() }
+        }),
+        finish_reason: answer.finish.as_openai(),
+    };
+    ChatCompletion {
+        object: "chat.completion",
+        id: head.id,
+        created: head.created,
+        model: head.model,
+        system_fingerprint: head.fingerprint,
+        choices: answers.iter().enumerate().map(choice).collect(),
+        usage: Usage::new(prompt, completion),
+    }
+}
+
+fn logprob(text: &Text, piece: &Piece) -> ChatLogprob {
+    let top = piece.top.iter().map(|(id, logprob)| TopLogprob {
+        token: text.tokenizer.token_text(id.0),
+        logprob: *logprob,
+    });
+    ChatLogprob {
+        token: text.tokenizer.token_text(piece.id),
+        logprob: piece.logprob,
+        top_logprobs: top.collect(),
+    }
+}

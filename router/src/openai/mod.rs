@@ -1,0 +1,7 @@
+//! OpenAI's routes, with what TGI adds to them.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod models;
+pub(crate) mod shared;
+pub(crate) mod wire;

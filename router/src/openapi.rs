@@ -1,0 +1,78 @@
+//! The description of this API, `GET /api-doc/openapi.json`: made from the handlers and types.
+
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::{Content, Ref};
+use utoipa::{Modify, OpenApi};
+
+use crate::error::ErrorBody;
+use crate::{openai, ops, tgi};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Headrace", description = "Text generation over HTTP"),
+    paths(
+        tgi::generate::compat, tgi::generate::generate, tgi::generate::generate_stream,
+        tgi::tokenize::tokenize, tgi::tokenize::chat_tokenize, tgi::info::info,
+        openai::chat::chat, openai::completions::completions,
+        openai::models::list, openai::models::one,
+        ops::health, ops::health_root, ops::ping, ops::readyz, ops::livez, ops::metrics,
+    ),
+    components(schemas(ErrorBody, openai::wire::StreamError)),
+    modifiers(&Refusals),
+)]
+struct Document;
+
+/// The answers that every route with a body has besides its own.
+struct Refusals;
+
+/// Their status, what it means, and whether the body is an [`ErrorBody`] and may be plain text.
+const REFUSALS: [(&str, &str, bool, bool); 9] = [
+    ("400", "The body is not JSON", false, true),
+    ("401", "The API key is missing or wrong", false, false),
+    ("413", "The body is larger than `payload_limit`", false, true),
+    ("415", "The content type is not JSON", false, true),
+    ("422", "A field has the wrong type or an impossible value", true, true),
+    ("424", "Generation failed", true, false),
+    ("429", "The model is overloaded", true, false),
+    ("500", "Generation did not come to its end", true, false),
+    ("503", "The model is loading or the server is stopping", true, false),
+];
+
+// === impl Refusals ===
+
+impl Modify for Refusals {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let posts = document.paths.paths.values_mut().filter_map(|path| path.post.as_mut());
+        posts.for_each(add_refusals);
+    }
+}
+
+// === free functions ===
+
+/// The document, as OpenAPI 3.1.
+pub(crate) async fn document() -> Response {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        Document::openapi().to_json().expect("the document is plain data; this is a router bug")
+    });
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+}
+
+fn add_refusals(operation: &mut Operation) {
+    for (status, description, as_json, as_text) in REFUSALS {
+        let mut response = ResponseBuilder::new().description(description);
+        if as_json {
+            let schema = Ref::from_schema_name("ErrorBody");
+            response = response.content("application/json", Content::new(Some(schema)));
+        }
+        if as_text {
+            let schema = utoipa::schema!(String).build();
+            response = response.content("text/plain", Content::new(Some(schema)));
+        }
+        operation.responses.responses.insert(status.to_owned(), response.build().into());
+    }
+}

@@ -1,0 +1,220 @@
+//! The routes, called without a socket, over a scripted engine and a byte-level tokenizer.
+
+mod golden;
+mod malformed;
+mod parameters;
+mod routes;
+pub(crate) mod script;
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode, header};
+use headrace_config::Serve;
+use headrace_engine::{
+    BlockSize, Blocks, Describe, EngineState, Facts, FinishReason, Limits, SampledToken, TokenEvent, TokenId, Tokens,
+};
+use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
+use prometheus::Registry;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::app::{App, Text, router};
+use crate::backend::Backend;
+use crate::metrics::Metrics;
+use script::{Script, Wakes};
+
+/// Ends a text.
+const END: u32 = 258;
+/// ` world` as one token.
+const WORLD: u32 = 256;
+const VOCAB: u32 = 260;
+
+/// A server and its engine.
+struct Stack {
+    app: Arc<App>,
+    script: Script,
+}
+
+/// A whole response.
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+// === impl Stack ===
+
+impl Stack {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// A server with other knobs.
+    fn with(change: impl FnOnce(&mut Serve)) -> Self {
+        let mut serve = serve();
+        change(&mut serve);
+        let script = Script::new(ready());
+        let metrics = Arc::new(Metrics::new(Registry::new()));
+        metrics.set_limits(64, 128);
+        let app = Arc::new(App::new(serve, Backend::Script(script.clone()), metrics));
+        app.text.set(Arc::new(text())).unwrap();
+        Self { app, script }
+    }
+
+    async fn call(&self, request: Request<Body>) -> axum::response::Response {
+        router(Arc::clone(&self.app)).oneshot(request).await.unwrap()
+    }
+
+    async fn send(&self, request: Request<Body>) -> Reply {
+        let (parts, body) = self.call(request).await.into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        Reply { status: parts.status, headers: parts.headers, body }
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send(post(path, body.to_string())).await
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+// === free functions ===
+
+fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body.into())
+        .unwrap()
+}
+
+/// A request that starts, draws these tokens one a wake, and ends.
+fn drawn(ids: &[u32], reason: FinishReason) -> Wakes {
+    let mut wakes = vec![vec![TokenEvent::Started { cached_tokens: 0 }]];
+    wakes.extend(ids.iter().map(|id| vec![token(*id)]));
+    wakes.last_mut().unwrap().push(TokenEvent::Finished(reason));
+    wakes
+}
+
+/// The bytes of `text` as tokens.
+fn ids(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+fn token(id: u32) -> TokenEvent {
+    TokenEvent::Token(SampledToken { id: TokenId(id), logprob: -0.5, top: Vec::new() })
+}
+
+fn serve() -> Serve {
+    let value = json!({
+        "model": {"id": "org/tiny", "revision": null, "sha": "abc", "path": "/nowhere",
+            "load_format": "auto", "tokenizer_config_path": null},
+        "device": {"kind": "cpu", "dtype": "float32", "kv_dtype": "", "memory_fraction": 0.0,
+            "kv_bytes_max": 0, "threads": 1, "reference_ops": false},
+        "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,
+            "max_top_n_tokens": 5, "max_input_tokens": 64, "max_total_tokens": 128,
+            "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1},
+        "engine": {"block_tokens": 16, "blocks_max": 0, "running_max": 8, "step_tokens_max": 64,
+            "prefill_tokens_max": 64, "pipeline_depth": 2, "prefix_caching": true, "record": null,
+            "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
+        "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
+            "drain_deadline_ms": 1000},
+        "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
+        "telemetry": {"log_level": "info", "json_output": false, "otlp_endpoint": null,
+            "otlp_service_name": "router"},
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn ready() -> EngineState {
+    let limits = Limits {
+        block_size: BlockSize::new(16).unwrap(),
+        blocks: Blocks(257),
+        slots: 16,
+        state_slots: 16,
+        running_max: 8,
+        step_tokens_max: Tokens(64),
+        prefill_tokens_max: Tokens(64),
+        context_tokens_max: Tokens(4096),
+        vocab_size: VOCAB,
+        queue_max: 8,
+        depth: 2,
+        watermark: Blocks(1),
+        share_within_step: true,
+        prefix_caching: true,
+    };
+    let describe = Describe {
+        architecture: "llama".to_owned(),
+        device: "cpu".to_owned(),
+        dtype: "float32".to_owned(),
+        rank: 0,
+        ranks: 1,
+        context_tokens_max: 4096,
+        vocab_size: VOCAB,
+        kv_bytes_per_token: 1,
+        block_tokens_supported: vec![16],
+        kv_written_in_attention: false,
+    };
+    EngineState::Ready(Arc::new(Facts { limits, describe, memory: Vec::new() }))
+}
+
+/// One token a byte, ids as the bytes; three special tokens, and one of several letters.
+fn text() -> Text {
+    let mut vocab: serde_json::Map<String, Value> =
+        (0..=255_u8).map(|byte| (byte_letter(byte).to_string(), byte.into())).collect();
+    vocab.insert("Ġworld".to_owned(), WORLD.into());
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(257, "<|im_start|>"), special(END, "<|im_end|>")],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": false},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": false},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": []},
+    });
+    let tokenizer = Arc::new(Tokenizer::from_json(tokenizer.to_string().as_bytes()).unwrap());
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\
+                    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
+    Text {
+        template: Some(ChatTemplate::from_source(template).unwrap()),
+        pool: EncodePool::new(Arc::clone(&tokenizer), 1, 8),
+        ending: vec![TokenId(END)],
+        tokenizer,
+    }
+}
+
+/// The letter that stands for a byte in a byte-level vocabulary.
+fn byte_letter(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|other| !printable(*other)).count();
+    char::from_u32(256 + u32::try_from(before).unwrap()).unwrap()
+}

@@ -1,0 +1,283 @@
+//! Routes as their callers see them: limits, states, headers, probes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use futures_util::StreamExt;
+use headrace_engine::{EngineState, FinishReason, SubmitError};
+use serde_json::{Value, json};
+
+use super::{END, Stack, drawn, ids, post, token};
+
+fn hi() -> Value {
+    json!({"inputs": "Hi", "parameters": {"max_new_tokens": 4}})
+}
+
+#[tokio::test]
+async fn loading_and_draining_answer_503_everywhere() {
+    let stack = Stack::new();
+    for state in [EngineState::Loading, EngineState::Draining] {
+        stack.script.set_state(state);
+        for path in ["/health", "/", "/ping", "/readyz"] {
+            let reply = stack.get(path).await;
+            assert_eq!(reply.status, 503);
+            let body = json!({"error": "unhealthy", "error_type": "healthcheck"});
+            assert_eq!(reply.json(), body, "{path}");
+        }
+        let reply = stack.post("/generate", &hi()).await;
+        assert_eq!(reply.status, 503);
+        assert_eq!(reply.json()["error_type"], "healthcheck");
+        assert_eq!(reply.header("retry-after"), Some("1"));
+        assert_eq!(stack.get("/livez").await.status, 200);
+        assert_eq!(stack.get("/info").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_ready_server_says_so() {
+    let stack = Stack::new();
+    let reply = stack.get("/health").await;
+    assert_eq!((reply.status.as_u16(), reply.text()), (200, ""));
+    let info = stack.get("/info").await.json();
+    assert_eq!(info["model_id"], "org/tiny");
+    assert_eq!(info["max_input_tokens"], 64);
+    assert_eq!(info["max_total_tokens"], 128);
+    assert_eq!(info["router"], "text-generation-router");
+    assert_eq!(info["model_dtype"], "float32");
+    let models = stack.get("/v1/models").await.json();
+    let model = json!({"id": "org/tiny", "object": "model", "created": 0, "owned_by": "org/tiny"});
+    assert_eq!(models, json!({"object": "list", "data": [model]}));
+    assert_eq!(stack.get("/v1/models/org/tiny").await.json(), model);
+    assert_eq!(stack.get("/v1/models/other").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_request_without_a_permit_is_429_before_it_is_validated() {
+    let stack = Stack::with(|serve| serve.requests.max_concurrent_requests = 1);
+    let running = stack.call(post("/generate_stream", hi().to_string())).await;
+    assert_eq!(running.status(), 200);
+    let body = json!({"inputs": "", "parameters": {"top_k": 0}});
+    let reply = stack.post("/generate", &body).await;
+    assert_eq!(reply.status, 429);
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    assert_eq!(reply.json()["error_type"], "overloaded");
+    assert!(reply.text().contains("1 requests (`max_concurrent_requests`)"), "{}", reply.text());
+    drop(running);
+    assert_eq!(stack.post("/generate", &body).await.status, 422, "the permit came back");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_429_and_takes_no_permit() {
+    let stack = Stack::with(|serve| serve.requests.max_concurrent_requests = 1);
+    stack.script.refuse(SubmitError::QueueFull { waiting: 8, queue_max: 8 });
+    for _ in 0..2 {
+        let reply = stack.post("/generate_stream", &hi()).await;
+        assert_eq!(reply.status, 429);
+        assert!(reply.text().contains("at most 8 may"), "{}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_body_cancels_the_sequence_and_counts_it() {
+    let stack = Stack::new();
+    stack.script.push(vec![vec![token(u32::from(b'a'))]]);
+    let response = stack.call(post("/generate_stream", hi().to_string())).await;
+    let mut body = response.into_body().into_data_stream();
+    assert!(body.next().await.unwrap().unwrap().starts_with(b"data: {\"index\":1,"));
+    assert_eq!(stack.script.log().dropped, 0);
+    drop(body);
+    assert_eq!(stack.script.log().dropped, 1);
+    let metrics = stack.get("/metrics").await;
+    assert!(metrics.text().contains("tgi_request_failure{err=\"dropped\"} 1"));
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_body_at_once_and_tells_the_engine() {
+    let stack = Stack::new();
+    stack.script.push(drawn(&ids("a."), FinishReason::Cancelled));
+    let body = json!({"prompt": "Hi", "stop": ".", "max_tokens": 9});
+    let reply = stack.post("/v1/completions", &body).await.json();
+    assert_eq!(reply["choices"][0]["text"], "a");
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop_sequence");
+    assert_eq!(stack.script.log().finished, [FinishReason::StopText]);
+}
+
+#[tokio::test]
+async fn the_last_permitted_token_reports_length_even_if_it_stops() {
+    let stack = Stack::new();
+    stack.script.push(drawn(&ids("a."), FinishReason::Length));
+    let body = json!({"inputs": "Hi", "parameters": {"stop": ["."], "max_new_tokens": 2,
+        "details": true}});
+    let reply = stack.post("/generate", &body).await.json();
+    assert_eq!(reply["details"]["finish_reason"], "length");
+    assert_eq!(reply["generated_text"], "a.");
+}
+
+#[tokio::test]
+async fn replies_carry_tgi_s_headers() {
+    let stack = Stack::new();
+    for _ in 0..3 {
+        stack.script.push(drawn(&[97, END], FinishReason::EndOfText));
+    }
+    let reply = stack.post("/generate", &hi()).await;
+    assert_eq!(reply.header("x-compute-type"), Some("1-cpu"));
+    assert_eq!(reply.header("x-compute-characters"), Some("2"));
+    assert_eq!(reply.header("x-prompt-tokens"), Some("2"));
+    assert_eq!(reply.header("x-generated-tokens"), Some("2"));
+    for name in ["x-compute-time", "x-total-time", "x-validation-time", "x-queue-time",
+        "x-inference-time", "x-time-per-token"]
+    {
+        let value = reply.header(name).unwrap_or_else(|| panic!("{name} is missing"));
+        assert!(value.parse::<f64>().is_ok(), "{name}: {value}");
+    }
+    let completion = stack.post("/v1/completions", &json!({"prompt": "Hi"})).await;
+    assert_eq!(completion.header("x-compute-time"), None);
+    let stream = stack.post("/generate_stream", &hi()).await;
+    assert_eq!(stream.header("content-type"), Some("text/event-stream"));
+    assert_eq!(stream.header("cache-control"), Some("no-cache"));
+    assert_eq!(stream.header("x-accel-buffering"), Some("no"));
+    assert_eq!(stream.header("x-compute-characters"), Some("2"));
+}
+
+#[tokio::test]
+async fn a_lost_group_is_424() {
+    let stack = Stack::new();
+    stack.script.push(drawn(&[97], FinishReason::GroupLost));
+    let reply = stack.post("/generate", &hi()).await;
+    assert_eq!(reply.status, StatusCode::FAILED_DEPENDENCY);
+    let error = reply.json();
+    assert_eq!(error["error_type"], "generation");
+    assert!(error["error"].as_str().unwrap().starts_with("Request failed during generation"));
+}
+
+#[tokio::test]
+async fn a_sequence_that_just_stops_is_incomplete() {
+    let stack = Stack::new();
+    stack.script.push(vec![vec![token(97)], Vec::new()]);
+    let reply = stack.post("/generate", &hi()).await;
+    assert_eq!(reply.status, 500);
+    assert_eq!(reply.json()["error_type"], "incomplete_generation");
+}
+
+#[tokio::test]
+async fn the_api_key_guards_what_costs() {
+    let stack = Stack::with(|serve| serve.http.api_key = Some("Secret".to_owned()));
+    let with = |value: &str| {
+        let mut request = post("/tokenize", json!({"inputs": "é"}).to_string());
+        request.headers_mut().insert(header::AUTHORIZATION, value.parse().unwrap());
+        request
+    };
+    for value in ["Secret", "Bearer secret", "Bearer Secret2", "Bearer", "Bearer Secre"] {
+        let reply = stack.send(with(value)).await;
+        assert_eq!((reply.status.as_u16(), reply.text()), (401, ""), "{value}");
+    }
+    assert_eq!(stack.post("/generate", &hi()).await.status, 401);
+    assert_eq!(stack.send(with("Bearer Secret")).await.status, 200);
+    assert_eq!(stack.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn browsers_may_call_from_allowed_origins_only() {
+    let stack = Stack::with(|serve| {
+        serve.http.cors_allow_origin = vec!["https://a.example".to_owned()];
+    });
+    for (origin, allowed) in [("https://a.example", true), ("https://b.example", false)] {
+        let preflight = Request::builder()
+            .method(Method::OPTIONS)
+            .uri("/generate")
+            .header(header::ORIGIN, origin)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+            .body(Body::empty())
+            .unwrap();
+        let reply = stack.send(preflight).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.header("access-control-allow-origin"), allowed.then_some(origin));
+    }
+    let open = Stack::new();
+    let request = Request::get("/info").header(header::ORIGIN, "https://c.example");
+    let reply = open.send(request.body(Body::empty()).unwrap()).await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
+}
+
+#[tokio::test]
+async fn tokens_are_told_with_their_bytes() {
+    let stack = Stack::new();
+    let reply = stack.post("/tokenize", &json!({"inputs": "aé"})).await.json();
+    assert_eq!(reply[0], json!({"id": 97, "text": "a", "start": 0, "stop": 1}));
+    assert_eq!(reply[1]["text"], "é");
+    assert_eq!(reply[1]["stop"], 3);
+    let chat = json!({"messages": [{"role": "user", "content": "a"}]});
+    let reply = stack.post("/chat_tokenize", &chat).await.json();
+    assert_eq!(reply["templated_text"], "<|im_start|>user:a<|im_end|><|im_start|>assistant:");
+    assert_eq!(reply["tokenize_response"][0]["id"], 257);
+}
+
+#[tokio::test]
+async fn metrics_have_tgi_s_names_and_buckets() {
+    let stack = Stack::new();
+    stack.script.push(drawn(&[97, END], FinishReason::EndOfText));
+    assert_eq!(stack.post("/generate", &hi()).await.status, 200);
+    assert_eq!(stack.send(post("/generate", "{")).await.status, 400);
+    let reply = stack.get("/metrics").await;
+    for line in [
+        "tgi_request_count 2",
+        "tgi_request_success 1",
+        "tgi_request_failure{err=\"validation\"} 1",
+        "tgi_request_duration_count 1",
+        "tgi_request_duration_bucket{le=\"0.00015000000000000001\"}",
+        "tgi_request_duration_bucket{le=\"0.0003375\"}",
+        "tgi_request_validation_duration_count 1",
+        "tgi_request_queue_duration_count 1",
+        "tgi_request_inference_duration_count 1",
+        "tgi_request_mean_time_per_token_duration_count 1",
+        "tgi_request_generated_tokens_sum 2",
+        "tgi_request_input_length_sum 2",
+        "tgi_request_max_new_tokens_sum 4",
+    ] {
+        assert!(reply.text().lines().any(|found| found.starts_with(line)), "{line} in {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_silent_stream_says_that_it_lives() {
+    let silent = futures_util::stream::pending::<axum::body::Bytes>();
+    let mut body = crate::sse::KeepAlive::new(Box::pin(silent), Duration::from_millis(5));
+    for _ in 0..2 {
+        assert_eq!(body.next().await.unwrap().unwrap(), ":\n\n");
+    }
+}
+
+#[tokio::test]
+async fn every_route_is_in_the_document_and_the_other_way_round() {
+    let stack = Stack::new();
+    let document = stack.get("/api-doc/openapi.json").await.json();
+    let paths = document["paths"].as_object().unwrap();
+    let mut described = BTreeSet::new();
+    for (path, item) in paths {
+        for method in item.as_object().unwrap().keys() {
+            described.insert(format!("{method} {path}"));
+            let request = Request::builder()
+                .method(method.to_uppercase().as_str())
+                .uri(path.replace("{id}", "org/tiny"))
+                .header(header::CONTENT_TYPE, "application/json");
+            let status = stack.send(request.body(Body::from("{}")).unwrap()).await.status;
+            assert!(status != 404 && status != 405, "{method} {path} is described: {status}");
+        }
+    }
+    let expected = ["get /", "get /health", "get /info", "get /livez", "get /metrics", "get /ping",
+        "get /readyz", "get /v1/models", "get /v1/models/{id}", "post /", "post /chat_tokenize",
+        "post /generate", "post /generate_stream", "post /tokenize",
+        "post /v1/chat/completions", "post /v1/completions"];
+    assert_eq!(described, expected.map(str::to_owned).into());
+    let refusals = &document["paths"]["/generate"]["post"]["responses"];
+    for status in ["200", "400", "413", "422", "424", "429", "503"] {
+        assert!(refusals.get(status).is_some(), "{status}");
+    }
+    let text = document.to_string();
+    for reference in text.split("\"#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(document["components"]["schemas"].get(name).is_some(), "{name} is described");
+    }
+}

@@ -1,0 +1,109 @@
+//! An engine that says what a test wrote down.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use headrace_engine::{EngineState, FinishReason, Request, SubmitError, TokenEvent};
+
+/// What comes for one submission, wake by wake. After it the sequence hangs.
+pub(crate) type Wakes = Vec<Vec<TokenEvent>>;
+
+/// A scripted engine.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: EngineState,
+    refusal: Option<SubmitError>,
+    wakes: VecDeque<Wakes>,
+    log: Log,
+}
+
+/// What was asked of the engine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Log {
+    pub(crate) requests: Vec<Request>,
+    pub(crate) finished: Vec<FinishReason>,
+    pub(crate) dropped: usize,
+}
+
+/// One submission's events.
+#[derive(Debug)]
+pub(crate) struct ScriptStream {
+    script: Script,
+    wakes: VecDeque<Vec<TokenEvent>>,
+    ended: bool,
+}
+
+// === impl Script ===
+
+impl Script {
+    pub(crate) fn new(state: EngineState) -> Self {
+        let (refusal, wakes) = (None, VecDeque::new());
+        let inner = Inner { state, refusal, wakes, log: Log::default() };
+        Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    pub(crate) fn state(&self) -> EngineState {
+        self.lock().state.clone()
+    }
+
+    pub(crate) fn set_state(&self, state: EngineState) {
+        self.lock().state = state;
+    }
+
+    pub(crate) fn refuse(&self, error: SubmitError) {
+        self.lock().refusal = Some(error);
+    }
+
+    /// The events of the next submission without any.
+    pub(crate) fn push(&self, wakes: Wakes) {
+        self.lock().wakes.push_back(wakes);
+    }
+
+    pub(crate) fn log(&self) -> Log {
+        self.lock().log.clone()
+    }
+
+    pub(crate) fn submit(&self, request: &Request) -> Result<ScriptStream, SubmitError> {
+        let mut inner = self.lock();
+        inner.log.requests.push(request.clone());
+        if let Some(refusal) = &inner.refusal {
+            return Err(refusal.clone());
+        }
+        let wakes = inner.wakes.pop_front().unwrap_or_default().into();
+        Ok(ScriptStream { script: self.clone(), wakes, ended: false })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+}
+
+// === impl ScriptStream ===
+
+impl ScriptStream {
+    pub(crate) async fn next(&mut self) -> Vec<TokenEvent> {
+        let Some(events) = self.wakes.pop_front() else {
+            if self.ended {
+                return Vec::new();
+            }
+            return std::future::pending().await;
+        };
+        self.ended |= matches!(events.last(), Some(TokenEvent::Finished(_)));
+        events
+    }
+
+    pub(crate) fn finish(&mut self, reason: FinishReason) {
+        self.script.lock().log.finished.push(reason);
+    }
+}
+
+impl Drop for ScriptStream {
+    fn drop(&mut self) {
+        self.script.lock().log.dropped += 1;
+    }
+}
