@@ -61,7 +61,7 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Counter: tokens drawn and kept.
     pub generated_tokens: u64,
-    /// Counter: rows whose result was dropped because their sequence had gone (R3).
+    /// Counter: tokens dropped because their sequence had gone (R3).
     pub zombie_rows: u64,
 }
 
@@ -343,6 +343,12 @@ impl Scheduler {
     #[cfg(feature = "testing")]
     pub fn holder(&self, slot: SlotId) -> Option<(SeqId, Generation)> {
         self.slots.holder(slot)
+    }
+
+    /// Slots in quarantine, and the step that each waits for (R4).
+    #[cfg(feature = "testing")]
+    pub fn quarantined(&self) -> impl Iterator<Item = (SlotId, StepId)> {
+        self.slots.quarantined()
     }
 
     /// Writes a decided row into the plan: growth, table, tokens, adoption.

@@ -187,7 +187,10 @@ impl Scheduler {
                     };
                     self.append(seq, row, step.step, token, events);
                 }
-                None => self.stats.zombie_rows += 1,
+                None => {
+                    let flagged = result.row_flags[sampled] & result_flag::NAN != 0;
+                    self.stats.zombie_rows += u64::from(!flagged);
+                }
             }
             sampled += 1;
             top += count;

@@ -2,7 +2,7 @@
 //! any row is written (R6).
 
 use crate::budget::StepBudget;
-use crate::ids::{Blocks, SeqId, StepId, Tokens};
+use crate::ids::{Blocks, SeqId, Tokens};
 use crate::kv::tree::Search;
 use crate::mutation::Mutation;
 use crate::scheduler::{Draft, Scheduler, block_count};
@@ -89,17 +89,8 @@ impl Scheduler {
     fn draft(&mut self) -> StepBudget {
         self.drafts.clear();
         let mut budget = StepBudget::new(&self.limits, self.seeded);
-        let count = self.running.len();
-        // More sequences than tokens in a step: they take turns.
-        let tokens = self.limits.step_tokens_max.0 as usize;
-        let first = if count > tokens {
-            self.turn(tokens, count)
-        } else {
-            0
-        };
         let mut prefilling = false;
-        for i in 0..count {
-            let seq = self.running[(first + i) % count];
+        for &seq in &self.running {
             let sequence = &self.sequences[&seq];
             prefilling |= sequence.is_prefilling();
             if sequence.wants_decode() && budget.decode() {
@@ -137,12 +128,6 @@ impl Scheduler {
                 });
             }
         }
-    }
-
-    fn turn(&self, tokens: usize, count: usize) -> usize {
-        let StepId(step) = self.next_step;
-        let turn = step.wrapping_mul(tokens as u64) % count as u64;
-        usize::try_from(turn).expect("smaller than a length")
     }
 
     /// The sequence that gives enough with the least left over; if none gives enough, the one that
