@@ -99,6 +99,61 @@ KERNELS_INLINE void scores_bf16(const uint16_t* q, const uint16_t* k, long strid
 }
 #endif
 
+// Asks for what is read next, a share with each step of the work at hand: a page of keys is read
+// head by head, in strides that the hardware does not foresee.
+struct Ahead {
+  const char* at;
+  long lines;  // of one share
+  inline __attribute__((always_inline)) void share() {
+    for (long i = 0; i < lines; i++) __builtin_prefetch(at + i * 64, 0, 2);
+    at += lines * 64;
+  }
+};
+
+#if KERNELS_LEVEL >= 3
+// Columns of a vector of pairs as unpacking leaves them: 0-3, 8-11, 16-19, 24-27 and 4-7, 12-15, …
+// o keeps that order until it is complete; `straighten` brings 32 numbers back to theirs.
+KERNELS_INLINE void straighten(float* o) {
+  const F low = f_load(o), high = f_load(o + W);
+  const I first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const I second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  f_store(o, _mm512_permutex2var_ps(low, first, high));
+  f_store(o + W, _mm512_permutex2var_ps(low, second, high));
+}
+
+// As `weigh_tile`, two positions at once. p: bf16, zero beyond the run; VECS: of 32 columns.
+template <int G, int VECS>
+KERNELS_INLINE void weigh_pairs(const uint16_t* p, long p_stride, const uint16_t* v, long stride,
+                                long run, float* o, long dim) {
+  F sum[G][2 * VECS];
+  for (int g = 0; g < G; g++)
+    for (int j = 0; j < 2 * VECS; j++) sum[g][j] = f_load(o + g * dim + j * W);
+  for (long i = 0; i < run; i += 2) {
+    I pairs[2 * VECS];
+    for (int j = 0; j < VECS; j++) {
+      const I a = i_load(v + i * stride + 32 * j);
+      const I b = i + 1 < run ? i_load(v + (i + 1) * stride + 32 * j) : _mm512_setzero_si512();
+      pairs[2 * j] = _mm512_unpacklo_epi16(a, b);
+      pairs[2 * j + 1] = _mm512_unpackhi_epi16(a, b);
+    }
+    for (int g = 0; g < G; g++) {
+      const I weight = set_pair(reinterpret_cast<const char*>(p + g * p_stride + i));
+      for (int j = 0; j < 2 * VECS; j++) sum[g][j] = dot_pairs(sum[g][j], weight, pairs[j]);
+    }
+  }
+  for (int g = 0; g < G; g++)
+    for (int j = 0; j < 2 * VECS; j++) f_store(o + g * dim + j * W, sum[g][j]);
+}
+
+template <int G>
+KERNELS_INLINE void weigh_pairs_heads(const uint16_t* p, long p_stride, const uint16_t* v,
+                                      long stride, long dim, long run, float* o) {
+  long e = 0;
+  for (; e + 64 <= dim; e += 64) weigh_pairs<G, 2>(p, p_stride, v + e, stride, run, o + e, dim);
+  if (e < dim) weigh_pairs<G, 1>(p, p_stride, v + e, stride, run, o + e, dim);
+}
+#endif
+
 // o[g][e] += sum of p[g][i] · v[i][e] for G heads of one group and VECS vectors of e.
 template <int G, int VECS, class KV>
 KERNELS_INLINE void weigh_tile(const float* p, long p_stride, const KV* v, long stride, long run,
@@ -128,6 +183,17 @@ KERNELS_INLINE void weigh_heads(const float* p, long p_stride, const KV* v, long
   for (; e < dim; e += W)
     weigh_tile<G, 1>(p, p_stride, v + e, stride, run, o + e, dim, least(W, dim - e));
 }
+
+#if KERNELS_LEVEL >= 3
+KERNELS_INLINE void weigh_bf16(const uint16_t* p, long p_stride, const uint16_t* v, long stride,
+                               long dim, long run, long group, float* o) {
+  for (; group >= 4; group -= 4, p += 4 * p_stride, o += 4 * dim)
+    weigh_pairs_heads<4>(p, p_stride, v, stride, dim, run, o);
+  if (group == 3) weigh_pairs_heads<3>(p, p_stride, v, stride, dim, run, o);
+  if (group == 2) weigh_pairs_heads<2>(p, p_stride, v, stride, dim, run, o);
+  if (group == 1) weigh_pairs_heads<1>(p, p_stride, v, stride, dim, run, o);
+}
+#endif
 
 template <class KV>
 KERNELS_INLINE void weigh(const float* p, long p_stride, const KV* v, long stride, long dim,
@@ -197,64 +263,129 @@ KERNELS_INLINE void runs(const int32_t* table, long block_tokens, long begin, lo
   }
 }
 
+// The work on one query token: arrays of the thread's scratch memory, and the two passes.
 template <class KV, bool DOT>
-KERNELS_INLINE void decode_as(const Attention& a, const DecodeItem& item) {
+struct Decode {
+  const Attention& a;
+  const DecodeItem& item;
   const long heads = a.shape.heads, kv_heads = a.shape.kv_heads, dim = a.shape.head_dim;
   const long group = heads / kv_heads, stride = kv_heads * dim;
-  Carver carver{static_cast<char*>(
-      scratch(size_t(heads * (2 * dim * 4 + DECODE_CHUNK * 4 + 2 * 4) + 5 * 64)))};
-  void* q = carver.take<float>(heads * dim);
-  float* scores = carver.take<float>(heads * DECODE_CHUNK);
-  float* o = carver.take<float>(heads * dim);
-  float* most = carver.take<float>(heads);
-  float* sum = carver.take<float>(heads);
-  convert(static_cast<const char*>(a.q) + item.token * a.q_stride * size_of(a.q_type), a.q_type, q,
-          DOT ? BF16 : F32, heads * dim);
-  for (long i = 0; i < heads * dim; i++) o[i] = 0;
-  for (long h = 0; h < heads; h++) most[h] = NO_SCORE, sum[h] = 0;
-  const KV* keys = static_cast<const KV*>(a.k_cache);
-  const KV* values = static_cast<const KV*>(a.v_cache);
-  for (long begin = item.begin; begin < item.end; begin += DECODE_CHUNK) {
-    const long end = least(begin + DECODE_CHUNK, item.end);
-    runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
-      for (long kv = 0; kv < kv_heads; kv++)
-        for (long g = kv * group; g < (kv + 1) * group; g++) {
-          const KV* k = keys + cell * stride + kv * dim;
-          float* to = scores + g * DECODE_CHUNK + (t - begin);
-#if KERNELS_LEVEL >= 3
-          if constexpr (DOT) {
-            scores_bf16(static_cast<const uint16_t*>(q) + g * dim, k, stride, dim, run, to);
-            continue;
-          }
-#endif
-          scores_f32(static_cast<const float*>(q) + g * dim, k, stride, dim, run, to);
-        }
-    });
-    for (long h = 0; h < heads; h++) {
-      const float by = soften(scores + h * DECODE_CHUNK, end - begin, a.scale, most + h, sum + h);
-      if (begin > item.begin && by != 1.0f) scale_row(o + h * dim, dim, by);
+  const long lines = (RUN * stride * long(sizeof(KV)) / 64 + heads - 1) / heads;
+  void* q = nullptr;            // [H][E], bf16 where DOT
+  float* scores = nullptr;      // [H][DECODE_CHUNK]
+  uint16_t* weights = nullptr;  // the same in bf16, where DOT
+  float* o = nullptr;           // [H][E]
+  float* most = nullptr;        // [H]
+  float* sum = nullptr;         // [H]
+
+  inline __attribute__((always_inline)) void take_memory() {
+    Carver carver{static_cast<char*>(
+        scratch(size_t(heads * (2 * dim * 4 + DECODE_CHUNK * 6 + 2 * 4) + 6 * 64)))};
+    q = carver.take<float>(heads * dim);
+    scores = carver.take<float>(heads * DECODE_CHUNK);
+    weights = carver.take<uint16_t>(heads * DECODE_CHUNK);
+    o = carver.take<float>(heads * dim);
+    most = carver.take<float>(heads);
+    sum = carver.take<float>(heads);
+  }
+
+  // What to read ahead while position t is worked on: two runs on in `now`, or what comes after its
+  // end: the positions from `begin` on in `then`.
+  inline __attribute__((always_inline)) Ahead ahead(const void* now, long t, long end,
+                                                    const void* then, long begin) const {
+    const char* base = static_cast<const char*>(now);
+    t += 2 * RUN;
+    if (t >= end) {
+      base = static_cast<const char*>(then);
+      t += begin - end;
     }
+    if (t >= item.end) return Ahead{base, 0};
+    const long block = t / a.block_tokens;
+    const long cell = long(item.table[block]) * a.block_tokens + (t - block * a.block_tokens);
+    return Ahead{base + cell * stride * long(sizeof(KV)), lines};
+  }
+
+  inline __attribute__((always_inline)) void score(long begin, long end) {
+    const KV* keys = static_cast<const KV*>(a.k_cache);
     runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
-      for (long kv = 0; kv < kv_heads; kv++)
-        weigh(scores + kv * group * DECODE_CHUNK + (t - begin), DECODE_CHUNK,
-              values + cell * stride + kv * dim, stride, dim, run, group, o + kv * group * dim);
+      Ahead next = ahead(a.k_cache, t, end, a.v_cache, begin);
+      for (long h = 0; h < heads; h++) {
+        const KV* k = keys + cell * stride + h / group * dim;
+        float* to = scores + h * DECODE_CHUNK + (t - begin);
+        next.share();
+#if KERNELS_LEVEL >= 3
+        if constexpr (DOT) {
+          scores_bf16(static_cast<const uint16_t*>(q) + h * dim, k, stride, dim, run, to);
+          continue;
+        }
+#endif
+        scores_f32(static_cast<const float*>(q) + h * dim, k, stride, dim, run, to);
+      }
     });
   }
-  if (item.partial == nullptr) {
-    for (long h = 0; h < heads; h++) put_row(a, item.token, h, o + h * dim, 1.0f / sum[h]);
-    return;
+
+  inline __attribute__((always_inline)) void weigh_values(long begin, long end) {
+    const KV* values = static_cast<const KV*>(a.v_cache);
+    runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
+      Ahead next = ahead(a.v_cache, t, end, a.k_cache, end);
+      next.lines *= group;
+      for (long kv = 0; kv < kv_heads; kv++) {
+        const long at = kv * group * DECODE_CHUNK + (t - begin);
+        const KV* v = values + cell * stride + kv * dim;
+        float* to = o + kv * group * dim;
+        next.share();
+#if KERNELS_LEVEL >= 3
+        if constexpr (DOT) {
+          weigh_bf16(weights + at, DECODE_CHUNK, v, stride, dim, run, group, to);
+          continue;
+        }
+#endif
+        weigh(scores + at, DECODE_CHUNK, v, stride, dim, run, group, to);
+      }
+    });
   }
-  __builtin_memcpy(item.partial, most, size_t(heads) * 4);
-  __builtin_memcpy(item.partial + heads, sum, size_t(heads) * 4);
-  __builtin_memcpy(item.partial + 2 * heads, o, size_t(heads * dim) * 4);
-}
+
+  void run() {
+    take_memory();
+    convert(static_cast<const char*>(a.q) + item.token * a.q_stride * size_of(a.q_type), a.q_type,
+            q, DOT ? BF16 : F32, heads * dim);
+    for (long i = 0; i < heads * dim; i++) o[i] = 0;
+    for (long h = 0; h < heads; h++) most[h] = NO_SCORE, sum[h] = 0;
+    for (long begin = item.begin; begin < item.end; begin += DECODE_CHUNK) {
+      const long end = least(begin + DECODE_CHUNK, item.end);
+      score(begin, end);
+      for (long h = 0; h < heads; h++) {
+        float* row = scores + h * DECODE_CHUNK;
+        const float by = soften(row, end - begin, a.scale, most + h, sum + h);
+        if (begin > item.begin && by != 1.0f) scale_row(o + h * dim, dim, by);
+        if constexpr (DOT) {
+          convert(row, F32, weights + h * DECODE_CHUNK, BF16, end - begin);
+          // The last position may be half of a pair.
+          if ((end - begin) % 2 != 0) weights[h * DECODE_CHUNK + end - begin] = 0;
+        }
+      }
+      weigh_values(begin, end);
+    }
+#if KERNELS_LEVEL >= 3
+    if constexpr (DOT)
+      for (long i = 0; i < heads * dim; i += 32) straighten(o + i);
+#endif
+    if (item.partial == nullptr) {
+      for (long h = 0; h < heads; h++) put_row(a, item.token, h, o + h * dim, 1.0f / sum[h]);
+      return;
+    }
+    __builtin_memcpy(item.partial, most, size_t(heads) * 4);
+    __builtin_memcpy(item.partial + heads, sum, size_t(heads) * 4);
+    __builtin_memcpy(item.partial + 2 * heads, o, size_t(heads * dim) * 4);
+  }
+};
 
 void decode(const Attention& a, const DecodeItem& item) {
-  if (a.kv_type == F32) return decode_as<float, false>(a, item);
+  if (a.kv_type == F32) return Decode<float, false>{a, item}.run();
 #if KERNELS_LEVEL >= 3
-  if (has_dot(a.shape.head_dim)) return decode_as<uint16_t, true>(a, item);
+  if (has_dot(a.shape.head_dim)) return Decode<uint16_t, true>{a, item}.run();
 #endif
-  decode_as<uint16_t, false>(a, item);
+  Decode<uint16_t, false>{a, item}.run();
 }
 
 // Joins `count` partial results of one query token, which lie one after another.
