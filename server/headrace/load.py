@@ -53,7 +53,6 @@ def load_engine(serve: Serve, rank: int) -> Engine:
         ops=table,
         load_format=serve.model.load_format,
     )
-    weight_bytes = sum(p.numel() * p.element_size() for p in _unique_parameters(model))
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
     return Engine(
         device=device,
@@ -68,7 +67,7 @@ def load_engine(serve: Serve, rank: int) -> Engine:
         kv_heads=local.kv_heads,
         head_dim=spec.head_dim,
         dtype=dtype,
-        weight_bytes=weight_bytes,
+        weight_bytes=model.weight_bytes,
         kv_bytes_max=serve.device.kv_bytes_max,
     )
 
@@ -108,8 +107,3 @@ def _choose_dtype(serve: Serve, device: Device, spec: ModelSpec) -> torch.dtype:
         raise ConfigError("dtype float16 is not served on the CPU; use bfloat16 or float32")
     log.info("dtype %s: as told", serve.device.dtype)
     return DTYPES[serve.device.dtype]
-
-
-def _unique_parameters(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers; what is shared (a tied head) counts once."""
-    return list({t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}.values())

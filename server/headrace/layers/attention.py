@@ -32,6 +32,9 @@ class AttentionSpec:
 class QkNorms(Declares):
     """The RMS norms of queries and keys, which all heads of a layer share."""
 
+    q: Tensor
+    k: Tensor
+
     def __init__(self, build: Build, head_dim: int) -> None:
         super().__init__()
         self.declare("q", Split(0, (Part.whole(head_dim),)), None, build.dtype)

@@ -15,6 +15,8 @@ from headrace.quant import Declares, Split
 class VocabEmbedding(Declares):
     """A row of the table for each token id."""
 
+    weight: Tensor
+
     def __init__(self, build: Build, vocab_size: int, width: int) -> None:
         super().__init__()
         self._comm = build.comm

@@ -13,6 +13,8 @@ from headrace.quant import Declares, Part, Split
 class RmsNorm(Declares):
     """The norm of a residual stream, to which the layer before it has something to add."""
 
+    weight: Tensor
+
     def __init__(self, build: Build, width: int, eps: float) -> None:
         super().__init__()
         self._eps = eps

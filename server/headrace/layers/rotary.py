@@ -80,6 +80,8 @@ class RopeSpec:
 class Rotary(nn.Module):
     """Cosines and sines of a step's positions, which all layers share."""
 
+    inv_freq: Tensor
+
     def __init__(self, spec: RopeSpec) -> None:
         super().__init__()
         exponent = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim

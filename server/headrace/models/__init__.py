@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headrace import quant
-from headrace.errors import ConfigError
 from headrace.layers.build import Build
 from headrace.models.decoder import Decoder
 from headrace.models.fused import fuse

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from headrace.errors import ConfigError
-from headrace.layers.rotary import Llama3Scaling, LinearScaling, RopeSpec, YarnScaling
+from headrace.layers.rotary import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 _DTYPES = {
     "float32": torch.float32,
@@ -147,17 +147,15 @@ def _yarn(rope: HfConfig, config: HfConfig) -> YarnScaling:
     def sharpness(scale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
-    attention = rope.values.get("attention_factor")
-    mscale, mscale_all = rope.values.get("mscale"), rope.values.get("mscale_all_dim")
-    if attention is None:
-        both = mscale and mscale_all
-        attention = sharpness(mscale) / sharpness(mscale_all) if both else sharpness(1.0)
+    both = rope.values.get("mscale") and rope.values.get("mscale_all_dim")
+    scales = (rope.number("mscale"), rope.number("mscale_all_dim")) if both else (1.0, 0.0)
+    sharpest = sharpness(scales[0]) / sharpness(scales[1])
     original = config.integer("max_position_embeddings")
     return YarnScaling(
         factor=factor,
         original_tokens=rope.integer("original_max_position_embeddings", original),
         beta_fast=rope.number("beta_fast", 32.0),
         beta_slow=rope.number("beta_slow", 1.0),
-        attention_factor=float(attention),
+        attention_factor=rope.number("attention_factor", sharpest),
         truncate=rope.flag("truncate", True),
     )

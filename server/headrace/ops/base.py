@@ -1,4 +1,4 @@
-"""What an operation's implementations have in common: the facts they are chosen by, and the answer."""
+"""What all operations' implementations share: the facts they are chosen by, and the answer."""
 
 # H local query heads · K local kv heads · E head dim
 

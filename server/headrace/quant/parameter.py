@@ -1,4 +1,4 @@
-"""What a parameter is before it has a value: its shape on this rank, and its share of the checkpoint."""
+"""What a parameter is before it has a value: its shape, and its share of the checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Split:
 
 
 class Declares(nn.Module):
-    """A module whose parameters each know their `Split`; built on `meta`, filled by `weights.load`."""
+    """A module whose parameters know their `Split`; built on `meta`, filled by `weights.load`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""What tests are made of: tiny checkpoints, a ground truth, and a runner. Imported by tests only."""
+"""What tests are made of: tiny checkpoints, a ground truth, a runner. Imported by tests only."""

@@ -94,7 +94,7 @@ class PagedRunner:
             logits_SV = self.step(list(zip(sequences, fed, strict=True)))
             fed = [[int(token)] for token in logits_SV.argmax(-1)]
             for row, token in zip(output, fed, strict=True):
-                row += token
+                row.extend(token)
         for sequence in sequences:
             self._free += sequence.blocks
         return output

@@ -13,7 +13,7 @@ class MatmulBackend(Protocol):
     """How unquantised weights are kept and multiplied."""
 
     def pack(self, weight_YX: Tensor) -> Any:
-        """Rearranges a weight for `apply`; called once, at load. The result may share its storage."""
+        """Rearranges a weight for `apply`, once, at load; the result may share its storage."""
         ...
 
     def apply(self, x_TX: Tensor, packed: Any, bias_Y: Tensor | None) -> Tensor:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from headrace.device.base import Device
 
 
+# Operators that PyTorch offers its own compiler, and promises nobody.
+_OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+
+
 class OnednnMatmul:
     """Weights packed by `mkldnn._reorder_linear_weight`."""
 
@@ -46,10 +50,9 @@ class Onednn:
             return No(f"has no {spec.dtype} path worth taking")
         if not torch.backends.mkldnn.is_available():
             return No("this PyTorch is built without oneDNN")
-        if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-            return No("this PyTorch does not offer oneDNN's packed weights")
-        if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            return No("this PyTorch does not offer oneDNN's product over packed weights")
+        missing = [name for name in _OPERATORS if not hasattr(torch.ops.mkldnn, name)]
+        if missing:
+            return No(f"this PyTorch does not offer mkldnn.{missing[0]}")
         if spec.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return No("oneDNN has no bf16 on this CPU")
         return Yes("weights packed once by oneDNN")

@@ -142,7 +142,7 @@ def _lay_out(shape: StepShape, window: int, dtype: torch.dtype) -> _Layout:
     ]
     chunks = [
         _chunk(shape, row, int(first_S[row]), int(context_S[row]), int(at_S[row]), window, dtype)
-        for row in np.flatnonzero(length_S > 1)
+        for row in np.flatnonzero(length_S > 1).tolist()
     ]
     return _Layout(buckets, chunks)
 

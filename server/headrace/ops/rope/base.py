@@ -1,4 +1,4 @@
-"""What the implementations of the rotation share: how a row of queries, keys and values is laid out."""
+"""What the rotation's implementations share: how queries, keys and values are laid out."""
 
 # T tokens · C = (H + 2K)·E columns of the fused projection
 
@@ -33,7 +33,7 @@ class QkNorm:
 
 
 class RopeAndKvWrite(Protocol):
-    """Normalises (if asked) and rotates queries and keys, and writes keys and values to the cache."""
+    """Normalises (if asked) and rotates queries and keys, then writes keys and values."""
 
     def __call__(
         self,
