@@ -27,10 +27,10 @@ pub(crate) async fn log(machine: &Machine) {
         "Runtime environment."
     );
     if machine.gpus > 0 {
-        match nvidia_smi().await {
-            Some(text) => tracing::info!("nvidia-smi:\n{text}"),
-            None => tracing::info!("nvidia-smi: not available"),
-        }
+        let text = nvidia_smi()
+            .await
+            .unwrap_or_else(|| "not available".to_owned());
+        tracing::info!("nvidia-smi:\n{text}");
     }
 }
 

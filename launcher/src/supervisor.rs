@@ -263,13 +263,11 @@ impl<'a> Supervisor<'a> {
             Outcome::Gone => {}
             Outcome::Late | Outcome::Hurried => self.kill(|_| true, signals).await,
         }
-        match lost {
-            Some((role, death)) => Err(blame(role, phase, death)),
-            None => {
-                tracing::info!("Stopped.");
-                Ok(())
-            }
+        if let Some((role, death)) = lost {
+            return Err(blame(role, phase, death));
         }
+        tracing::info!("Stopped.");
+        Ok(())
     }
 
     /// Until those chosen are gone. A death among the others is remembered.

@@ -30,10 +30,10 @@ fn launcher_process() {
     let python = std::env::var_os("FAKE_PYTHON").expect("the test names its Python");
     let fake: Vec<OsString> = vec![python, "-S".into(), "-E".into(), script.into()];
     let router = fake.iter().cloned().chain(["router".into()]).collect();
-    let argv = std::iter::once("headrace".to_owned())
+    let words = std::iter::once("headrace".to_owned())
         .chain(args)
         .map(OsString::from);
-    let status = headrace_launcher::run(argv, || {
+    let status = headrace_launcher::run(words, || {
         Ok(Programs {
             router,
             server: fake,
@@ -117,15 +117,13 @@ impl World {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.stdout.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.push_str(&line);
-                    self.seen.push('\n');
-                    if line.contains(what) {
-                        return &self.seen;
-                    }
-                }
-                Err(_) => panic!("no `{what}` in:\n{}\n{}", self.seen, self.events()),
+            let Ok(line) = self.stdout.recv_timeout(left) else {
+                panic!("no `{what}` in:\n{}\n{}", self.seen, self.events());
+            };
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+            if line.contains(what) {
+                return &self.seen;
             }
         }
     }

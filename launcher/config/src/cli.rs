@@ -405,16 +405,13 @@ impl Twin {
             return Ok(Some(argument));
         }
         let parsed = BoolishValueParser::new().parse_ref(command, None, value);
-        match parsed {
-            Ok(on) => Ok(on.then(|| OsString::from(format!("--{}", self.flag)))),
-            Err(_) => Err(invalid(
-                command,
-                &format!(
-                    "environment variable {}: {value:?} is neither true nor false",
-                    self.variable
-                ),
-            )),
-        }
+        let on = parsed.map_err(|_| {
+            let (variable, value) = (&self.variable, value.display());
+            let message =
+                format!("environment variable {variable}: `{value}` is neither true nor false");
+            invalid(command, &message)
+        })?;
+        Ok(on.then(|| OsString::from(format!("--{}", self.flag))))
     }
 }
 

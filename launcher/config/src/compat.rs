@@ -10,6 +10,10 @@ use crate::resolve::ConfigError;
 
 /// Hidden from the list of flags; the help page names them in one paragraph.
 #[derive(Debug, Clone, PartialEq, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of TGI's command line"
+)]
 pub struct CompatArgs {
     /// Not supported yet: on-the-fly quantization
     #[arg(long, hide = true, env = "QUANTIZE", value_name = "FORMAT")]

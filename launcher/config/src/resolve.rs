@@ -199,9 +199,8 @@ fn num_shard(typed: &Typed, machine: &Machine) -> Result<u32, ConfigError> {
             });
         }
         (Some(true), None) => gpus as usize,
-        (Some(false), None) => 1,
         (None, None) if on_gpu && machine.gpus_named.is_some() => gpus.max(1) as usize,
-        (None, None) => 1,
+        (Some(false) | None, None) => 1,
     };
     let count = bounded("--num-shard", count as u64, 1, SHARDS_MAX as u64)?;
     if on_gpu && count > u64::from(gpus) {
