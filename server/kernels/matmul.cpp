@@ -20,6 +20,7 @@ void prefetch_share(const Team& team, const Weight* weight) {
 
 void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink,
                  const Weight* next) {
+  if (x.rows == 0) return;  // a chunk in the middle of a prompt wants no logits
   const Isa& with = isa();
   const auto run = x.type == BF16        ? with.tile_bf_bf
                    : weight.type == BF16 ? with.tile_f_bf
