@@ -90,6 +90,7 @@ class Run {
       const KernelsLinear& next = i + 1 < d_.layer_count ? d_.layers[i + 1].qkv : d_.head;
       mlp(team, d_.layers[i], weight_of(next));
     }
+    if (s_.sampled_count == 0) return;  // A chunk of a prompt, which goes on in a later step.
     const Matrix x = normed(team, d_.norm, long(s_.sampled_count), s_.sampled);
     team_matmul(team, x, weight_of(d_.head), into(STORE, s_.logits, d_.head));
   }
