@@ -2,6 +2,8 @@
 //!
 //! Budgets: `plan` 200 µs, `commit` 100 µs. Results are made up here: only the scheduler is timed.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -49,14 +51,18 @@ fn admit(scheduler: &mut Scheduler, salt: u32, length: u32) {
         prompt_logprobs: false,
         trace: None,
     };
-    scheduler.admit(Request::new(spec, &limits()).unwrap()).unwrap();
+    scheduler
+        .admit(Request::new(spec, &limits()).unwrap())
+        .unwrap();
 }
 
 fn answer(plan: &StepPlan) -> StepResult {
-    let sampled = |row: &i32| plan.row_flags[*row as usize] & row_flag::SAMPLE != 0;
-    let row_index: Vec<i32> = (0..plan.rows() as i32).filter(sampled).collect();
+    let sampled = |(_, flags): &(i32, &i32)| **flags & row_flag::SAMPLE != 0;
+    let rows = (0..).zip(&plan.row_flags).filter(sampled);
+    let row_index: Vec<i32> = rows.map(|(row, _)| row).collect();
     let rows = row_index.len();
-    let token = |row: &i32| (*row * 31 + plan.row_start[*row as usize] * 7) % 100_000;
+    let step = i32::try_from(plan.step.0 % 100_000).unwrap();
+    let token = |row: &i32| (row * 31 + step * 7) % 100_000;
     StepResult {
         step: plan.step,
         token_id: row_index.iter().map(token).collect(),
@@ -135,10 +141,14 @@ fn prompts(iterations: u64, count: u32, length: u32, cached: bool) -> Duration {
 
 fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scheduler");
-    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     group.sample_size(20);
     group.bench_function("plan, 256 rows", |b| b.iter_custom(|n| decode(n, 0, true)));
-    group.bench_function("commit, 256 rows", |b| b.iter_custom(|n| decode(n, 0, false)));
+    group.bench_function("commit, 256 rows", |b| {
+        b.iter_custom(|n| decode(n, 0, false));
+    });
     group.bench_function("plan, 256 rows, 10k waiting", |b| {
         b.iter_custom(|n| decode(n, 10_000, true));
     });

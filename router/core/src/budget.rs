@@ -63,3 +63,42 @@ impl StepBudget {
         len
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(tokens: u32, prefill: u32) -> StepBudget {
+        let block_size = BlockSize::new(4).expect("not zero");
+        StepBudget {
+            tokens,
+            prefill,
+            block_size,
+            chunked: false,
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_is_not_the_last_ends_with_a_block() {
+        let mut budget = budget(100, 11);
+        assert_eq!(budget.chunk(Tokens(4), Tokens(40)), 8);
+        // Less than a block is left, and a row for that is not worth it.
+        assert_eq!(budget.chunk(Tokens(4), Tokens(40)), 0);
+        // Unless it is all that the prompt needs.
+        assert_eq!(budget.chunk(Tokens(4), Tokens(7)), 3);
+        assert!(!budget.has_prefill());
+    }
+
+    #[test]
+    fn a_budget_smaller_than_a_block_still_moves_on() {
+        assert_eq!(budget(3, 9).chunk(Tokens(4), Tokens(40)), 3);
+        assert_eq!(budget(9, 3).chunk(Tokens(5), Tokens(40)), 3);
+    }
+
+    #[test]
+    fn decode_tokens_do_not_count_as_prompt_tokens() {
+        let mut budget = budget(2, 8);
+        assert!(budget.decode() && budget.decode() && !budget.decode());
+        assert!(!budget.has_prefill());
+    }
+}

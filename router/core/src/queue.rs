@@ -55,3 +55,22 @@ impl WaitQueue {
         assert!(ascending, "the queue is not in order of arrival");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_back_stands_where_it_arrived() {
+        let mut queue = WaitQueue::default();
+        for id in [5, 6, 9, 2, 4] {
+            queue.put(SeqId(id));
+        }
+        queue.audit();
+        queue.remove(SeqId(5));
+        let order = std::iter::from_fn(|| queue.pop_front())
+            .map(|id| id.0)
+            .collect::<Vec<_>>();
+        assert_eq!(order, [2, 4, 6, 9]);
+    }
+}

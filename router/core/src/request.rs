@@ -62,9 +62,10 @@ impl Default for Sampling {
 impl Sampling {
     /// Whether the shard needs every token so far (R6: a prefix hit hides them from it).
     pub fn needs_history(&self) -> bool {
-        self.repetition_penalty != 1.0
-            || self.frequency_penalty != 0.0
-            || self.presence_penalty != 0.0
+        let off = |penalty: f32, neutral: f32| penalty.to_bits() == neutral.to_bits();
+        !off(self.repetition_penalty, 1.0)
+            || !off(self.frequency_penalty.abs(), 0.0)
+            || !off(self.presence_penalty.abs(), 0.0)
     }
 }
 

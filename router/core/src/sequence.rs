@@ -42,7 +42,9 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SeqId,
+    /// What was asked, but for the prompt's ids: they are the first of `tokens`.
     pub(crate) request: Request,
+    prompt_len: Tokens,
     /// Prompt and committed tokens.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) state: SeqState,
@@ -59,10 +61,13 @@ pub(crate) struct Sequence {
 // === impl Sequence ===
 
 impl Sequence {
-    pub(crate) fn new(id: SeqId, request: Request) -> Self {
+    pub(crate) fn new(id: SeqId, mut request: Request) -> Self {
+        // One copy of a prompt, however many wait.
+        let prompt = std::mem::take(&mut request.prompt);
         Self {
             id,
-            tokens: request.prompt.to_vec(),
+            prompt_len: count(prompt.len()),
+            tokens: prompt.to_vec(),
             request,
             state: SeqState::Waiting,
             started: false,
@@ -74,12 +79,11 @@ impl Sequence {
 
     /// Tokens known so far.
     pub(crate) fn len(&self) -> Tokens {
-        Tokens(u32::try_from(self.tokens.len()).expect("a request is shorter than its limits"))
+        count(self.tokens.len())
     }
 
     pub(crate) fn prompt_len(&self) -> Tokens {
-        let len = self.request.prompt.len();
-        Tokens(u32::try_from(len).expect("a request is shorter than its limits"))
+        self.prompt_len
     }
 
     /// New tokens committed.
@@ -177,4 +181,8 @@ impl Binding {
             Taint::Clean
         }
     }
+}
+
+fn count(len: usize) -> Tokens {
+    Tokens(u32::try_from(len).expect("a request is shorter than its limits"))
 }

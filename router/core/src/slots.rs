@@ -28,7 +28,8 @@ struct Slot {
     generation: Generation,
     /// The last plan with a row of this slot.
     named: Option<StepId>,
-    state_slot: Option<StateSlot>,
+    /// Its entry of the side pool for sampling state.
+    side: Option<StateSlot>,
 }
 
 /// All slots of the group.
@@ -53,7 +54,7 @@ impl SlotPool {
             state: SlotState::Free,
             generation: Generation(0),
             named: None,
-            state_slot: None,
+            side: None,
         };
         Self {
             slots: (0..slots).map(|_| slot()).collect(),
@@ -88,7 +89,7 @@ impl SlotPool {
         entry.state = SlotState::Bound(seq);
         entry.generation.0 += 1;
         entry.named = None;
-        entry.state_slot = state_slot;
+        entry.side = state_slot;
         BoundSlot {
             slot,
             generation: entry.generation,
@@ -184,7 +185,7 @@ impl SlotPool {
             self.slots.len(),
             "a slot is in no place or in two"
         );
-        let lent = self.slots.iter().filter(|s| s.state_slot.is_some()).count();
+        let lent = self.slots.iter().filter(|s| s.side.is_some()).count();
         assert_eq!(
             lent + self.state_free.len(),
             self.state_slots as usize,
@@ -195,7 +196,47 @@ impl SlotPool {
     fn set_free(&mut self, slot: SlotId) {
         let entry = &mut self.slots[slot.0 as usize];
         entry.state = SlotState::Free;
-        self.state_free.extend(entry.state_slot.take());
+        self.state_free.extend(entry.side.take());
         self.free.push(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_free_when_the_last_plan_that_names_it_retires() {
+        let mut slots = SlotPool::new(1, 0, StepId(0), Seeded::default());
+        let bound = slots.bind(SeqId(1), false);
+        slots.name(bound.slot, StepId(0));
+        slots.name(bound.slot, StepId(1));
+        slots.release(bound.slot);
+        assert_eq!(slots.owner(bound.slot, bound.generation), None);
+        slots.retire(StepId(0));
+        assert!(!slots.can_bind(false));
+        slots.retire(StepId(1));
+        let again = slots.bind(SeqId(2), false);
+        assert_eq!((again.slot, again.generation), (bound.slot, Generation(2)));
+        assert_eq!(slots.owner(bound.slot, bound.generation), None);
+        assert_eq!(slots.owner(again.slot, again.generation), Some(SeqId(2)));
+    }
+
+    #[test]
+    fn sampling_state_lives_as_long_as_its_slot() {
+        let mut slots = SlotPool::new(3, 1, StepId(0), Seeded::default());
+        let first = slots.bind(SeqId(1), true);
+        slots.name(first.slot, StepId(0));
+        assert!(slots.can_bind(false) && !slots.can_bind(true));
+        slots.release(first.slot);
+        assert!(!slots.can_bind(true), "a row that uses it is in flight");
+        slots.retire(StepId(0));
+        assert!(slots.can_bind(true));
+        slots.audit(0);
+    }
+
+    #[test]
+    fn shards_without_a_side_pool_take_anybody() {
+        assert!(SlotPool::new(1, 0, StepId(0), Seeded::default()).can_bind(true));
     }
 }

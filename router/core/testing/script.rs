@@ -17,7 +17,6 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::fmt::Write;
 
 use crate::event::{FinishReason, SeqEvent};
 use crate::ids::{BlockSize, Blocks, SeqId, SlotId, StepId, TokenId, Tokens};
@@ -77,13 +76,16 @@ pub fn run(text: &str) -> String {
                 runner = Some(Runner::new(&Arguments::new(arguments)));
             } else {
                 asked = true;
-                runner.as_mut().expect("a scenario begins with `limits`").command(line);
+                runner
+                    .as_mut()
+                    .expect("a scenario begins with `limits`")
+                    .command(line);
             }
         }
         if asked {
             let runner = runner.as_mut().expect("it ran a command");
-            let out = std::mem::take(&mut runner.out);
-            let _infallible = write!(file, "----\n{out}");
+            file += "----\n";
+            file += &std::mem::take(&mut runner.out);
         }
     }
     file
@@ -144,7 +146,12 @@ impl Runner {
         match self.scheduler.admit(request) {
             Ok(seq) => {
                 let waiting = self.scheduler.stats().waiting;
-                self.known.push(Named { name: name.to_owned(), spec, seq, drawn: Vec::new() });
+                self.known.push(Named {
+                    name: name.to_owned(),
+                    spec,
+                    seq,
+                    drawn: Vec::new(),
+                });
                 self.say(&format!("{name} waits, {waiting} in the queue"));
             }
             Err(error) => self.say(&format!("{name} is refused: {error}")),
@@ -171,7 +178,11 @@ impl Runner {
                 repetition_penalty: if arguments.has("penalty") { 1.5 } else { 1.0 },
                 ..Sampling::default()
             },
-            ending: if arguments.has("no_end") { Vec::new() } else { vec![END] },
+            ending: if arguments.has("no_end") {
+                Vec::new()
+            } else {
+                vec![END]
+            },
             tokens_max: arguments.number("max").map(Tokens),
             prompt_logprobs: arguments.has("logprobs"),
             trace: arguments.has("traced").then_some([1; 25]),
@@ -183,7 +194,11 @@ impl Runner {
         let Some(plan) = self.scheduler.plan() else {
             return self.say("no plan");
         };
-        let names: Vec<String> = plan.row_slot.iter().map(|&slot| self.holder(slot)).collect();
+        let names: Vec<String> = plan
+            .row_slot
+            .iter()
+            .map(|&slot| self.holder(slot))
+            .collect();
         self.say(&rows_of(&plan, &names));
         for seq in before {
             if !self.scheduler.running().any(|other| other == seq) {
@@ -192,23 +207,29 @@ impl Runner {
         }
         self.say_changes(&plan);
         self.say_stats();
-        self.in_flight.push_back(InFlight { step: plan.step, names });
+        self.in_flight.push_back(InFlight {
+            step: plan.step,
+            names,
+        });
         self.referee.receive(plan);
     }
 
     fn say_changes(&mut self, plan: &StepPlan) {
-        let list = |ids: &[i32]| ids.iter().map(|id| format!(" {id}")).collect::<String>();
+        let list = |ids: &[i32]| {
+            ids.iter()
+                .fold(String::new(), |text, id| text + " " + &id.to_string())
+        };
         let mut parts = Vec::new();
         if !plan.release_slot.is_empty() {
             parts.push(format!("release slot{}", list(&plan.release_slot)));
         }
         for binding in &plan.bindings {
             let name = self.holder(binding.slot.0.cast_signed());
-            let mut part = format!("bind {name} to slot {}", binding.slot);
-            if !binding.history.is_empty() {
-                let _ = write!(part, " with {} tokens of history", binding.history.len());
-            }
-            parts.push(part);
+            let history = match binding.history.len() {
+                0 => String::new(),
+                tokens => format!(" with {tokens} tokens of history"),
+            };
+            parts.push(format!("bind {name} to slot {}{history}", binding.slot));
         }
         if !plan.zero_block.is_empty() {
             parts.push(format!("zero{}", list(&plan.zero_block)));
@@ -229,18 +250,23 @@ impl Runner {
 
     fn say_stats(&mut self) {
         let stats = self.scheduler.stats();
-        let mut line = format!("  {} free, {} cached", stats.blocks_free, stats.blocks_cached);
-        let _ = write!(line, ", {} running, {} waiting", stats.running, stats.waiting);
-        for (slot, step) in self.scheduler.quarantined() {
-            let _ = write!(line, ", slot {slot} in quarantine until {step}");
-        }
+        let mut line = format!(
+            "  {} free, {} cached, {} running, {} waiting",
+            stats.blocks_free, stats.blocks_cached, stats.running, stats.waiting
+        );
+        let waits = |(slot, step)| format!(", slot {slot} in quarantine until {step}");
+        line.extend(self.scheduler.quarantined().map(waits));
         self.say(&line);
     }
 
     fn commit(&mut self, line: &str) {
         let (step, rest) = line.split_once(' ').unwrap_or((line, ""));
         let in_flight = self.in_flight.pop_front().expect("something is in flight");
-        assert_eq!(in_flight.step.to_string(), step, "steps are committed in order");
+        assert_eq!(
+            in_flight.step.to_string(),
+            step,
+            "steps are committed in order"
+        );
         let mut missed = None;
         for (name, token) in Arguments::new(rest).pairs() {
             let row = in_flight.names.iter().position(|other| other == name);
@@ -250,11 +276,16 @@ impl Runner {
                 "NAN" => self.referee.inject(row, Fault::Logits),
                 "BAD" => self.referee.inject(row, Fault::Cells),
                 "MISSED" => missed = Some(row),
-                _ => self.referee.force(row, TokenId(token.parse().expect("an id"))),
+                _ => self
+                    .referee
+                    .force(row, TokenId(token.parse().expect("an id"))),
             }
         }
         let zombies = self.scheduler.stats().zombie_rows;
-        let mut result = self.referee.step().expect("it was received when it was planned");
+        let mut result = self
+            .referee
+            .step()
+            .expect("it was received when it was planned");
         if let Some(row) = missed {
             result.row_flags[row] |= result_flag::MASK_MISSED;
         }
@@ -278,7 +309,8 @@ impl Runner {
             _ => panic!("nobody finishes a sequence with `{reason}`"),
         };
         let mut events = Vec::new();
-        self.scheduler.finish(self.named(name).seq, reason, &mut events);
+        self.scheduler
+            .finish(self.named(name).seq, reason, &mut events);
         if events.is_empty() {
             self.say(&format!("{name} is not there any more"));
         }
@@ -303,12 +335,23 @@ impl Runner {
                     format!("{} starts, {cached} tokens cached", self.name(seq))
                 }
                 SeqEvent::PromptLogprobs { seq, logprobs } => {
-                    format!("{} is told {} prompt logprobs", self.name(seq), logprobs.len())
+                    format!(
+                        "{} is told {} prompt logprobs",
+                        self.name(seq),
+                        logprobs.len()
+                    )
                 }
                 SeqEvent::Token { seq, token } => {
                     let named = self.known.iter_mut().find(|named| named.seq == seq);
-                    named.expect("only admitted sequences draw").drawn.push(token.id);
-                    let end = if token.id == END { " (an ending id)" } else { "" };
+                    named
+                        .expect("only admitted sequences draw")
+                        .drawn
+                        .push(token.id);
+                    let end = if token.id == END {
+                        " (an ending id)"
+                    } else {
+                        ""
+                    };
                     format!("{} draws {}{end}", self.name(seq), token.id)
                 }
                 SeqEvent::Finished { seq, reason } => {
@@ -326,7 +369,10 @@ impl Runner {
 
     fn name(&self, seq: SeqId) -> String {
         let named = self.known.iter().find(|named| named.seq == seq);
-        named.expect("only admitted sequences are named").name.clone()
+        named
+            .expect("only admitted sequences are named")
+            .name
+            .clone()
     }
 
     fn holder(&self, slot: i32) -> String {
@@ -351,13 +397,20 @@ fn rows_of(plan: &StepPlan, names: &[String]) -> String {
         }
         text
     });
-    format!("step {}: {}", plan.step, rows.collect::<Vec<_>>().join(", "))
+    format!(
+        "step {}: {}",
+        plan.step,
+        rows.collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn limits(arguments: &Arguments<'_>, now: Option<&Limits>) -> Limits {
     let number = |name, otherwise| arguments.number(name).unwrap_or(otherwise);
     if let Some(now) = now {
-        return Limits { blocks: Blocks(number("blocks", now.blocks.0)), ..now.clone() };
+        return Limits {
+            blocks: Blocks(number("blocks", now.blocks.0)),
+            ..now.clone()
+        };
     }
     let step_tokens = number("step_tokens", 16);
     let running = number("running", 4);
@@ -388,7 +441,9 @@ struct Arguments<'a> {
 
 impl<'a> Arguments<'a> {
     fn new(line: &'a str) -> Self {
-        Self { words: line.split_whitespace().collect() }
+        Self {
+            words: line.split_whitespace().collect(),
+        }
     }
 
     fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -396,11 +451,14 @@ impl<'a> Arguments<'a> {
     }
 
     fn text(&self, name: &str) -> Option<&'a str> {
-        self.pairs().find(|(key, _)| *key == name).map(|(_, value)| value)
+        self.pairs()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
     }
 
     fn number(&self, name: &str) -> Option<u32> {
-        self.text(name).map(|value| value.parse().expect("a number"))
+        self.text(name)
+            .map(|value| value.parse().expect("a number"))
     }
 
     fn has(&self, flag: &str) -> bool {

@@ -138,7 +138,7 @@ impl Model {
         };
         let bits = mix(prefix ^ seed.wrapping_mul(0x2545_F491_4F6C_DD1D));
         match self.end_of_text {
-            Some((token, one_in)) if (bits >> 32) % u64::from(one_in) == 0 => token,
+            Some((token, one_in)) if (bits >> 32).is_multiple_of(u64::from(one_in)) => token,
             Some(_) | None => TokenId(below(bits, self.vocab_size)),
         }
     }
@@ -455,7 +455,9 @@ impl Referee {
             if start != entry.length {
                 // A match was leased: at the start, or between chunks that end with a block (R5).
                 let bs = self.limits.block_size.tokens().0;
-                let leased = start > entry.length && start % bs == 0 && entry.length % bs == 0;
+                let leased = start > entry.length
+                    && start.is_multiple_of(bs)
+                    && entry.length.is_multiple_of(bs);
                 assert!(
                     leased,
                     "row {row} starts at {start}, its slot is at {}",

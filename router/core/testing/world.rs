@@ -176,7 +176,7 @@ pub fn play(choices: &mut Choices, rounds: u32, mutation: Option<Mutation>) -> S
         world.act(choices);
     }
     world.drain();
-    world.scheduler.stats()
+    world.stats()
 }
 
 // === impl World ===
@@ -332,6 +332,12 @@ impl World {
             self.limits.blocks_usable().0,
             "blocks are lost: {stats:?}"
         );
+    }
+
+    /// The scheduler's books.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.scheduler.stats()
     }
 
     /// R6: what may be admitted, recounted from outside.

@@ -1,5 +1,7 @@
 //! Results that contradict their plan are refused with a name, and nothing is taken from them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use headrace_core::ids::{BlockSize, Blocks, StepId, TokenId, Tokens};
 use headrace_core::limits::Limits;
 use headrace_core::plan::{StepResult, result_flag};
@@ -29,7 +31,10 @@ fn limits() -> Limits {
 fn request(prompt_logprobs: bool) -> Request {
     let spec = RequestSpec {
         prompt: (0..6).map(TokenId).collect(),
-        sampling: Sampling { top_n: 2, ..Sampling::default() },
+        sampling: Sampling {
+            top_n: 2,
+            ..Sampling::default()
+        },
         ending: Vec::new(),
         tokens_max: Some(Tokens(4)),
         prompt_logprobs,
@@ -58,7 +63,13 @@ fn refused(spoil: impl FnOnce(&mut StepResult)) -> CommitError {
 #[test]
 fn a_result_out_of_order_is_refused() {
     let error = refused(|result| result.step = StepId(1));
-    assert_eq!(error, CommitError::WrongStep { expected: StepId(0), got: StepId(1) });
+    assert_eq!(
+        error,
+        CommitError::WrongStep {
+            expected: StepId(0),
+            got: StepId(1)
+        }
+    );
     let error = Scheduler::new(limits()).commit(&StepResult::default(), &mut Vec::new());
     assert_eq!(error, Err(CommitError::NothingInFlight { got: StepId(0) }));
 }
@@ -84,13 +95,18 @@ fn a_column_of_the_wrong_length_is_refused() {
         ("prompt_logprob", |result| result.prompt_logprob.clear()),
     ];
     for (name, spoil) in columns {
-        match refused(spoil) {
-            CommitError::WrongLength { column, len, expected, .. } => {
-                assert_eq!(column, name);
-                assert_ne!(len, expected);
-            }
-            other => panic!("{name}: {other}"),
-        }
+        let error = refused(spoil);
+        let CommitError::WrongLength {
+            column,
+            len,
+            expected,
+            ..
+        } = error
+        else {
+            panic!("{name}: {error}");
+        };
+        assert_eq!(column, name);
+        assert_ne!(len, expected);
     }
 }
 
@@ -98,11 +114,25 @@ fn a_column_of_the_wrong_length_is_refused() {
 fn an_id_outside_the_vocabulary_is_refused_unless_it_is_flagged() {
     for id in [50, -1, i32::MAX] {
         let error = refused(|result| result.token_id[1] = id);
-        let known = CommitError::UnknownToken { step: StepId(0), row: 1, id, vocab_size: 50 };
+        let known = CommitError::UnknownToken {
+            step: StepId(0),
+            row: 1,
+            id,
+            vocab_size: 50,
+        };
         assert_eq!(error, known);
     }
     let error = refused(|result| result.top_count[0] = -1);
-    assert!(matches!(error, CommitError::WrongLength { column: "top_token_id", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            CommitError::WrongLength {
+                column: "top_token_id",
+                ..
+            }
+        ),
+        "{error}"
+    );
 
     let mut scheduler = Scheduler::new(limits());
     let mut referee = Referee::new(&limits(), Model::new(50), StepId(0));
@@ -117,5 +147,11 @@ fn an_id_outside_the_vocabulary_is_refused_unless_it_is_flagged() {
 #[test]
 fn a_missed_mask_is_refused_while_no_row_waits_for_one() {
     let error = refused(|result| result.row_flags[1] = result_flag::MASK_MISSED);
-    assert_eq!(error, CommitError::UnexpectedMask { step: StepId(0), row: 1 });
+    assert_eq!(
+        error,
+        CommitError::UnexpectedMask {
+            step: StepId(0),
+            row: 1
+        }
+    );
 }

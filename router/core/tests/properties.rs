@@ -1,7 +1,12 @@
 //! Random worlds at depths 1 to 3: tiny pools, shared prefixes, cancellations, lost groups and NaNs.
 //! The referee judges every plan, the audit follows every move, clients compare with the oracle.
 
-use headrace_core::testing::world::{Choices, play};
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use headrace_core::ids::{BlockSize, Blocks, Tokens};
+use headrace_core::limits::Limits;
+use headrace_core::testing::symbolic::Model;
+use headrace_core::testing::world::{Choices, World, play, request};
 use proptest::prelude::*;
 
 proptest! {
@@ -40,5 +45,40 @@ fn a_thousand_long_worlds_end_well() {
     assert!(
         total.iter().all(|&n| n > 100),
         "too little happened: {total:?}"
+    );
+}
+
+#[test]
+fn a_crowd_in_a_pool_of_its_size_shares_preempts_and_ends() {
+    let limits = Limits {
+        block_size: BlockSize::new(4).unwrap(),
+        blocks: Blocks(64),
+        slots: 60,
+        state_slots: 60,
+        running_max: 40,
+        step_tokens_max: Tokens(128),
+        prefill_tokens_max: Tokens(96),
+        context_tokens_max: Tokens(256),
+        vocab_size: 97,
+        queue_max: 1000,
+        depth: 2,
+        watermark: Limits::default_watermark(Blocks(64)),
+        share_within_step: true,
+        prefix_caching: true,
+    };
+    let mut world = World::new(limits, Model::new(97), None);
+    let mut choices = Choices::random(1);
+    for _ in 0..400 {
+        world.admit(request(&mut choices));
+    }
+    world.drain();
+    let stats = world.stats();
+    assert!(
+        stats.preemptions > 0 && stats.cached_tokens > 1000,
+        "{stats:?}"
+    );
+    assert!(
+        stats.preemptions < 400,
+        "the watermark keeps preemption the exception: {stats:?}"
     );
 }

@@ -10,7 +10,7 @@ pub(crate) mod tree;
 use crate::ids::{BlockId, BlockSize, Blocks, SeqId, StepId, TokenId, Tokens};
 use crate::kv::pool::BlockPool;
 use crate::kv::table::BlockTable;
-use crate::kv::tree::{PrefixTree, Search};
+use crate::kv::tree::{Origin, PrefixTree, Search};
 use crate::limits::Limits;
 use crate::mutation::{Mutation, Seeded};
 use crate::plan::StepPlan;
@@ -139,9 +139,14 @@ impl KvCache {
             let parent = table.parent_of(at);
             let proven = (at + 1) * bs <= by.proven.0 as usize;
             let block = table.blocks()[at];
+            let origin = Origin {
+                writer: by.seq,
+                step: by.step,
+                proven,
+            };
             if self
                 .tree
-                .adopt(parent, &tokens[at * bs..][..bs], block, by, proven)
+                .adopt(parent, &tokens[at * bs..][..bs], block, origin)
             {
                 table.share_next();
             } else {

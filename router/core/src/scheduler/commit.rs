@@ -178,19 +178,21 @@ impl Scheduler {
                 continue;
             }
             let count = usize::try_from(result.top_count[sampled]).unwrap_or(0);
-            match seq {
-                Some(seq) => {
-                    let token = SampledToken {
-                        id: TokenId(result.token_id[sampled].cast_unsigned()),
-                        logprob: result.logprob[sampled],
-                        top: alternatives(result, top, count),
-                    };
-                    self.append(seq, row, step.step, token, events);
-                }
-                None => {
-                    let flagged = result.row_flags[sampled] & result_flag::NAN != 0;
-                    self.stats.zombie_rows += u64::from(!flagged);
-                }
+            if let Some(seq) = seq {
+                let token = SampledToken {
+                    id: TokenId(result.token_id[sampled].cast_unsigned()),
+                    logprob: result.logprob[sampled],
+                    top: alternatives(result, top, count),
+                };
+                let by = Adopter {
+                    seq,
+                    step: step.step,
+                    proven: row.end,
+                };
+                self.append(by, token, events);
+            } else {
+                let flagged = result.row_flags[sampled] & result_flag::NAN != 0;
+                self.stats.zombie_rows += u64::from(!flagged);
             }
             sampled += 1;
             top += count;
@@ -199,19 +201,13 @@ impl Scheduler {
 
     /// One more token of a live sequence: the block that its row filled is shared from now on (R5),
     /// and it may be the last (R2).
-    fn append(
-        &mut self,
-        seq: SeqId,
-        row: &PlannedRow,
-        step: StepId,
-        token: SampledToken,
-        events: &mut Vec<SeqEvent>,
-    ) {
+    fn append(&mut self, by: Adopter, token: SampledToken, events: &mut Vec<SeqEvent>) {
+        let (seq, written) = (by.seq, by.proven);
         let bs = self.limits.block_size.tokens().0;
         let (ending_first, more, early) = (
             self.seeded.is(Mutation::EndingBeforeLength),
             u32::from(self.seeded.is(Mutation::LengthOneMore)),
-            u32::from(self.seeded.is(Mutation::AdoptBeforeFull) && !row.end.0.is_multiple_of(bs)),
+            u32::from(self.seeded.is(Mutation::AdoptBeforeFull) && !written.0.is_multiple_of(bs)),
         );
         let sequence = self
             .sequences
@@ -219,20 +215,15 @@ impl Scheduler {
             .expect("the owner of a slot is known");
         sequence.tokens.push(token.id);
         let end = sequence.end(ending_first, more);
-        let written = ((row.end.0 + early) as usize).min(sequence.tokens.len());
+        let full = ((written.0 + early) as usize).min(sequence.tokens.len());
         let SeqState::Decoding(binding) = &mut sequence.state else {
             panic!("a row that draws a token is its sequence's last chunk; this is a router bug");
         };
         binding.in_flight -= 1;
-        let by = Adopter {
-            seq,
-            step,
-            proven: row.end,
-        };
-        self.kv.prove(&binding.table, binding.proven, row.end);
-        binding.proven = row.end;
+        self.kv.prove(&binding.table, binding.proven, written);
+        binding.proven = written;
         self.kv
-            .adopt(&mut binding.table, &sequence.tokens[..written], by);
+            .adopt(&mut binding.table, &sequence.tokens[..full], by);
         self.stats.generated_tokens += 1;
         events.push(SeqEvent::Token { seq, token });
         if let Some(reason) = end {
