@@ -156,7 +156,6 @@ class Kernels:
         )
         self.attention = function("attention", None, POINTER(AttentionCall))
         self.decoder = function("decoder", None, POINTER(DecoderCall), POINTER(StepCall))
-        self.argmax = function("argmax", None, p, i64, i64, i64, p, p)
 
     @property
     def best_isa(self) -> Isa:

@@ -138,8 +138,6 @@ struct Isa {
   void (*decode)(const Attention& attention, const DecodeItem& item);
   void (*merge)(const Attention& attention, long token, const float* partials, int count);
   void (*prefill)(const Attention& attention, const PrefillItem& item);
-  // Index of the first largest element; *log_sum_exp of all of them.
-  long (*argmax)(const float* x, long n, float* log_sum_exp);
 };
 
 // Floats of a partial result of `decode`.

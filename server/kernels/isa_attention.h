@@ -5,6 +5,7 @@
 
 constexpr long DECODE_CHUNK = 256;   // positions whose scores are held at once
 constexpr long RUN = 16;             // positions of one block that are taken together
+constexpr float NO_SCORE = -1e30f;   // finite, so that differences of two are numbers
 constexpr long PREFILL_CHUNK = 128;  // positions whose keys and values are packed at once
 
 KERNELS_INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
@@ -207,31 +208,32 @@ KERNELS_INLINE void weigh(const float* p, long p_stride, const KV* v, long strid
 }
 
 // Turns `n` scores of one query into weights. Returns what the sums so far are to be scaled by.
-KERNELS_INLINE float soften(float* scores, long n, float scale, float* most, float* sum) {
-  F largest = f_set(*most);
-  const F by = f_set(scale);
-  float tail = *most;
-  f_each(n, [&](long i, long lanes) {
-    const F x = f_mul(f_get(scores + i, lanes), by);
-    f_put(scores + i, x, lanes);
-    if (lanes == W) largest = f_max(x, largest);
-    else
-      for (long j = i; j < n; j++) tail = scores[j] > tail ? scores[j] : tail;
-  });
+// weights: may be the scores.
+template <class P>
+KERNELS_INLINE float soften(const float* scores, P* weights, long n, float scale, float* most,
+                            float* sum) {
+  F largest = f_set(NO_SCORE);
+  long i = 0;
+  for (; i + W <= n; i += W) largest = f_max(f_load(scores + i), largest);
   float now = f_most(largest);
-  now = now > tail ? now : tail;
+  for (; i < n; i++) now = scores[i] > now ? scores[i] : now;
+  now = now * scale > *most ? now * scale : *most;
   F total = f_zero();
   float total_tail = 0;
-  const F less = f_set(now);
-  f_each(n, [&](long i, long lanes) {
-    const F x = f_exp(f_sub(f_get(scores + i, lanes), less));
-    f_put(scores + i, x, lanes);
-    if (lanes == W) total = f_add(total, x);
-    else
-      for (long j = i; j < n; j++) total_tail += scores[j];
+  const F less = f_set(-now), by = f_set(scale);
+  f_each(n, [&](long at, long lanes) {
+    const F x = f_exp_to_88(f_fma(f_get(scores + at, lanes), by, less));
+    f_put(weights + at, x, lanes);
+    if (lanes == W) {
+      total = f_add(total, x);
+    } else {
+      float each[W];
+      f_store(each, x);
+      for (long j = 0; j < lanes; j++) total_tail += each[j];
+    }
   });
   float lanes[W];
-  f_store(lanes, f_exp(f_set(*most - now)));
+  f_store(lanes, f_exp_to_88(f_set(*most - now)));
   *most = now;
   *sum = *sum * lanes[0] + f_sum(total) + total_tail;
   return lanes[0];
@@ -249,8 +251,6 @@ KERNELS_INLINE void put_row(const Attention& a, long token, long head, const flo
     else f_put(static_cast<float*>(a.o) + at + i, y, lanes);
   });
 }
-
-constexpr float NO_SCORE = -1e30f;  // finite, so that differences of two are numbers
 
 // Calls body(position, cell, positions) for pieces of begin..end that lie together in a block.
 template <class Body>
@@ -356,13 +356,16 @@ struct Decode {
       score(begin, end);
       for (long h = 0; h < heads; h++) {
         float* row = scores + h * DECODE_CHUNK;
-        const float by = soften(row, end - begin, a.scale, most + h, sum + h);
-        if (begin > item.begin && by != 1.0f) scale_row(o + h * dim, dim, by);
+        float by = 1;
         if constexpr (DOT) {
-          convert(row, F32, weights + h * DECODE_CHUNK, BF16, end - begin);
+          uint16_t* to = weights + h * DECODE_CHUNK;
+          by = soften(row, to, end - begin, a.scale, most + h, sum + h);
           // The last position may be half of a pair.
-          if ((end - begin) % 2 != 0) weights[h * DECODE_CHUNK + end - begin] = 0;
+          if ((end - begin) % 2 != 0) to[end - begin] = 0;
+        } else {
+          by = soften(row, row, end - begin, a.scale, most + h, sum + h);
         }
+        if (begin > item.begin && by != 1.0f) scale_row(o + h * dim, dim, by);
       }
       weigh_values(begin, end);
     }
@@ -455,13 +458,15 @@ KERNELS_INLINE void transpose_16(const char* from, long stride, uint32_t* to, lo
 #endif
 
 // The packed form of a chunk: of bf16 pairs where the dot product of pairs is used, else float32.
-template <class KV, bool DOT>
+template <bool DOT>
 struct Chunk {
-  using Number = uint32_t;
-};
-template <class KV>
-struct Chunk<KV, false> {
   using Number = float;
+  using Probability = float;
+};
+template <>
+struct Chunk<true> {
+  using Number = uint32_t;
+  using Probability = uint16_t;
 };
 
 template <class KV, bool DOT, class Number>
@@ -488,6 +493,33 @@ KERNELS_INLINE void pack_keys(const KV* keys, const PrefillItem& item, const Att
   });
 }
 
+#if KERNELS_LEVEL >= 2
+// As `pack_values`, of pairs, for whole panels.
+KERNELS_INLINE void pack_value_pairs(const uint16_t* values, const PrefillItem& item,
+                                     const Attention& a, long begin, long end, uint32_t* packed) {
+  const long dim = a.shape.head_dim, stride = long(a.shape.kv_heads) * dim;
+  const auto row = [&](long t) {
+    const long block = t / a.block_tokens;
+    const long cell = long(item.table[block]) * a.block_tokens + (t - block * a.block_tokens);
+    return values + cell * stride + item.kv_head * dim;
+  };
+  // Halves of the columns as unpacking leaves them, and back in order.
+  const I first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const I second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  for (long t = begin; t < end; t += 2) {
+    const uint16_t* even = row(t);
+    const uint16_t* odd = t + 1 < end ? row(t + 1) : nullptr;
+    uint32_t* to = packed + (t - begin) / 2 * PANEL;
+    for (long e = 0; e < dim; e += PANEL, to += PREFILL_CHUNK / 2 * PANEL) {
+      const I x = i_load(even + e), y = odd != nullptr ? i_load(odd + e) : _mm512_setzero_si512();
+      const I low = _mm512_unpacklo_epi16(x, y), high = _mm512_unpackhi_epi16(x, y);
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi32(low, first, high));
+      _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi32(low, second, high));
+    }
+  }
+}
+#endif
+
 // Values as panels of weights of which each position is an input.
 template <class KV, bool DOT, class Number>
 KERNELS_INLINE void pack_values(const KV* values, const PrefillItem& item, const Attention& a,
@@ -495,6 +527,13 @@ KERNELS_INLINE void pack_values(const KV* values, const PrefillItem& item, const
   const long dim = a.shape.head_dim, stride = long(a.shape.kv_heads) * dim;
   const long inputs = DOT ? PREFILL_CHUNK / 2 : PREFILL_CHUNK;
   const long panels = round_up(dim, PANEL) / PANEL;
+#if KERNELS_LEVEL >= 2
+  if (DOT && dim % PANEL == 0) {
+    pack_value_pairs(reinterpret_cast<const uint16_t*>(values), item, a, begin, end,
+                     reinterpret_cast<uint32_t*>(packed));
+    return;
+  }
+#endif
   if (DOT || dim % PANEL != 0)
     for (long i = 0; i < panels * inputs * PANEL; i++) packed[i] = 0;
   runs(item.table, a.block_tokens, begin, end, [&](long t, long cell, long run) {
@@ -526,7 +565,8 @@ KERNELS_INLINE void tile_any(long rows, const Tile& tile) {
 
 template <class KV, bool DOT>
 KERNELS_INLINE void prefill_as(const Attention& a, const PrefillItem& item) {
-  using Number = typename Chunk<KV, DOT>::Number;
+  using Number = typename Chunk<DOT>::Number;
+  using Probability = typename Chunk<DOT>::Probability;
   constexpr long A_BYTES = DOT ? 2 : 4;
   const long dim = a.shape.head_dim, group = a.shape.heads / a.shape.kv_heads;
   const long rows = item.tokens * group, wide = round_up(dim, PANEL);
@@ -536,7 +576,7 @@ KERNELS_INLINE void prefill_as(const Attention& a, const PrefillItem& item) {
       PREFILL_CHUNK * dim * 4 + wide * PREFILL_CHUNK * 4 + 8 * 64)))};
   char* q = carver.take<char>(rows * dim * A_BYTES);
   float* scores = carver.take<float>(rows * PREFILL_CHUNK);
-  char* weights = carver.take<char>(rows * PREFILL_CHUNK * A_BYTES);
+  Probability* weights = carver.take<Probability>(rows * PREFILL_CHUNK);
   float* o = carver.take<float>(rows * wide);
   float* most = carver.take<float>(rows);
   float* sum = carver.take<float>(rows);
@@ -569,8 +609,8 @@ KERNELS_INLINE void prefill_as(const Attention& a, const PrefillItem& item) {
       }
     for (long r = 0; r < rows; r++) {
       const long position = item.position + r / group;
-      float* row = scores + r * PREFILL_CHUNK;
-      char* to = weights + r * PREFILL_CHUNK * A_BYTES;
+      const float* row = scores + r * PREFILL_CHUNK;
+      Probability* to = weights + r * PREFILL_CHUNK;
       const long seen = least(end, position + 1) - begin;
       long from = a.window > 0 ? position - a.window + 1 - begin : 0;
       if (from < 0) from = 0;
@@ -578,11 +618,10 @@ KERNELS_INLINE void prefill_as(const Attention& a, const PrefillItem& item) {
         __builtin_memset(to, 0, PREFILL_CHUNK * A_BYTES);
         continue;
       }
-      for (long i = 0; i < from; i++) row[i] = 0;
-      const float by = soften(row + from, seen - from, a.scale, most + r, sum + r);
-      for (long i = seen; i < round_up(n, 2); i++) row[i] = 0;
+      for (long i = 0; i < from; i++) to[i] = 0;
+      const float by = soften(row + from, to + from, seen - from, a.scale, most + r, sum + r);
+      for (long i = seen; i < round_up(n, 2); i++) to[i] = 0;
       if (begin > first && by != 1.0f) scale_row(o + r * wide, wide, by);
-      convert(row, F32, to, DOT ? BF16 : F32, round_up(n, 2));
     }
     tile.lda = PREFILL_CHUNK;
     tile.k = DOT ? round_up(n, 2) : n;
@@ -590,7 +629,7 @@ KERNELS_INLINE void prefill_as(const Attention& a, const PrefillItem& item) {
     tile.accumulate = true;
     for (long r = 0; r < rows; r += ROWS_MAX)
       for (long p = 0; p * PANEL < wide; p++) {
-        tile.a = weights + r * PREFILL_CHUNK * A_BYTES;
+        tile.a = weights + r * PREFILL_CHUNK;
         tile.panel = values + p * inputs * PANEL;
         tile.prefetch = static_cast<const char*>(tile.panel);
         tile.out = o + r * wide + p * PANEL;

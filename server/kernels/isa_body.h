@@ -27,7 +27,6 @@ const Isa TABLE = {
     decode,
     merge,
     prefill,
-    argmax,
 };
 
 }  // namespace

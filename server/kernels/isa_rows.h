@@ -130,30 +130,3 @@ void rope_and_kv_write(const QkvRow& row, const Heads& shape, int rotary, const 
   else
     rope_and_kv_write_as<float, uint16_t, uint16_t>(row, shape, rotary, q_norm, k_norm);
 }
-
-long argmax(const float* x, long n, float* log_sum_exp) {
-  F most = f_set(-__builtin_inff());
-  f_each(n, [&](long i, long lanes) {
-    if (lanes == W) most = f_max(most, f_load(x + i));
-    else
-      for (long j = i; j < n; j++) most = f_max(most, f_set(x[j]));
-  });
-  const float largest = f_most(most);
-  if (log_sum_exp != nullptr) {
-    F sum = f_zero();
-    float tail = 0;
-    f_each(n, [&](long i, long lanes) {
-      const F e = f_exp(f_sub(f_get(x + i, lanes), f_set(largest)));
-      if (lanes == W) sum = f_add(sum, e);
-      else {
-        float each[W];
-        f_store(each, e);
-        for (long j = 0; j < lanes; j++) tail += each[j];
-      }
-    });
-    *log_sum_exp = largest + __builtin_logf(f_sum(sum) + tail);
-  }
-  long at = 0;
-  while (at < n - 1 && x[at] != largest) at++;
-  return at;
-}

@@ -67,10 +67,6 @@ struct KernelsAttention {
 };
 KERNELS_API void kernels_attention(const KernelsAttention* attention);
 
-// ids[r] = index of the first largest of logits[r]; log_sum_exp[r] (may be null).
-KERNELS_API void kernels_argmax(const float* logits, int64_t rows, int64_t width, int64_t stride,
-                                int64_t* ids, float* log_sum_exp);
-
 // A packed weight and its bias (may be null, of the decoder's type).
 struct KernelsLinear {
   const void* weight;

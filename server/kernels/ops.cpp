@@ -139,11 +139,3 @@ void kernels_attention(const KernelsAttention* a) {
   auto run = [&](Team& team) { team_attention(team, attention, planned); };
   run_team(run);
 }
-
-void kernels_argmax(const float* logits, int64_t rows, int64_t width, int64_t stride, int64_t* ids,
-                    float* log_sum_exp) {
-  for_rows(rows, width, [&](long row) {
-    ids[row] = isa().argmax(logits + row * stride, width,
-                            log_sum_exp == nullptr ? nullptr : log_sum_exp + row);
-  });
-}

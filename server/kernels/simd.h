@@ -211,12 +211,11 @@ KERNELS_INLINE void f_store_n(T* p, F x, long n) {
 }
 #endif
 
-// e^x to two units in the last place; 0 where x < -87.3, the smallest normal result.
-KERNELS_INLINE F f_exp(F x) {
-  F low = f_set(-87.33f);
-  F y = f_max(x, low);
-  y = f_sub(f_set(0), f_max(f_sub(f_set(0), y), f_set(-88.37f)));
-  F n = f_round(f_mul(y, f_set(1.44269504f)));
+// e^x for x <= 88, to two units in the last place; 0 where x < -87.3, the smallest normal result.
+KERNELS_INLINE F f_exp_to_88(F x) {
+  const F low = f_set(-87.33f);
+  const F y = f_max(x, low);
+  const F n = f_round(f_mul(y, f_set(1.44269504f)));
   F r = f_fma(n, f_set(-0.693359375f), y);
   r = f_fma(n, f_set(2.12194440e-4f), r);
   F p = f_set(1.9875691500e-4f);
@@ -227,6 +226,11 @@ KERNELS_INLINE F f_exp(F x) {
   p = f_fma(p, r, f_set(5.0000001201e-1f));
   p = f_fma(p, f_mul(r, r), f_add(r, f_set(1)));
   return f_zero_below(x, low, f_mul(p, f_pow2(n)));
+}
+
+KERNELS_INLINE F f_exp(F x) {
+  const F minus = f_max(f_sub(f_set(0), x), f_set(-88.37f));
+  return f_exp_to_88(f_sub(f_set(0), minus));
 }
 
 // Runs `body(vector index, lanes)` over n elements, the last time with what is left.
