@@ -6,33 +6,18 @@
 //! mistake of the scheduler, the allocator or the tree is a panic here, with a sentence, or a token
 //! that differs from [`Model::generate`].
 
+mod judge;
+mod model;
+
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashSet;
 
-use crate::event::FinishReason;
-use crate::ids::{Generation, SlotId, StateSlot, StepId, TokenId, Tokens};
+pub use self::model::{Model, extend};
+use crate::ids::{Generation, SlotId, StepId, TokenId, Tokens};
 use crate::limits::Limits;
 use crate::plan::{SlotBinding, StepPlan, StepResult, result_flag, row_flag};
-use crate::request::{RequestSpec, Sampling};
-
-/// The hash of no tokens.
-const EMPTY: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// The hash of a prefix that is one token longer.
-#[must_use]
-pub fn extend(hash: u64, token: TokenId) -> u64 {
-    mix(hash.rotate_left(23) ^ u64::from(token.0).wrapping_mul(0xD6E8_FEB8_6659_FD93))
-}
-
-/// What the "model" says after a prefix. A pure function, shared by the referee and the oracle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Model {
-    /// Ids are below this.
-    pub vocab_size: u32,
-    /// When set: that token, and one draw in how many is it.
-    pub end_of_text: Option<(TokenId, u32)>,
-}
+use crate::testing::symbolic::model::{EMPTY, mix};
 
 /// A draw that is about to happen, for scripts.
 #[derive(Debug, Clone, Copy)]
@@ -107,86 +92,6 @@ pub struct Referee {
     condemned: FxHashSet<i32>,
 }
 
-// === impl Model ===
-
-impl Model {
-    /// No end of text.
-    #[must_use]
-    pub fn new(vocab_size: u32) -> Self {
-        Self {
-            vocab_size,
-            end_of_text: None,
-        }
-    }
-
-    /// Draws `token` once in `one_in` draws.
-    #[must_use]
-    pub fn with_end_of_text(self, token: TokenId, one_in: u32) -> Self {
-        Self {
-            end_of_text: Some((token, one_in)),
-            ..self
-        }
-    }
-
-    /// The token after a prefix: greedy depends on the prefix alone, else on the seed too.
-    #[must_use]
-    pub fn draw(&self, prefix: u64, sampling: &Sampling) -> TokenId {
-        let seed = if sampling.temperature == 0.0 {
-            0
-        } else {
-            sampling.seed.wrapping_add(1)
-        };
-        let bits = mix(prefix ^ seed.wrapping_mul(0x2545_F491_4F6C_DD1D));
-        match self.end_of_text {
-            Some((token, one_in)) if (bits >> 32).is_multiple_of(u64::from(one_in)) => token,
-            Some(_) | None => TokenId(below(bits, self.vocab_size)),
-        }
-    }
-
-    /// The log-probability of the token that a prefix ends with.
-    #[must_use]
-    pub fn logprob(&self, prefix: u64) -> f32 {
-        -(below(mix(!prefix), 1024) as f32) / 64.0
-    }
-
-    /// What a request generates, computed without cache, batch or schedule: the oracle.
-    #[must_use]
-    pub fn generate(&self, spec: &RequestSpec, tokens_max: Tokens) -> (Vec<TokenId>, FinishReason) {
-        let mut prefix = spec
-            .prompt
-            .iter()
-            .fold(EMPTY, |hash, &token| extend(hash, token));
-        let mut tokens = Vec::new();
-        loop {
-            let token = self.draw(prefix, &spec.sampling);
-            tokens.push(token);
-            if tokens.len() == tokens_max.0 as usize {
-                return (tokens, FinishReason::Length);
-            }
-            if spec.ending.contains(&token) {
-                return (tokens, FinishReason::EndOfText);
-            }
-            prefix = extend(prefix, token);
-        }
-    }
-
-    /// The log-probabilities of a prompt; the first is NaN.
-    #[must_use]
-    pub fn prompt_logprobs(&self, prompt: &[TokenId]) -> Vec<f32> {
-        let mut prefix = EMPTY;
-        let mut logprobs = Vec::with_capacity(prompt.len());
-        for &token in prompt {
-            prefix = extend(prefix, token);
-            logprobs.push(if logprobs.is_empty() {
-                f32::NAN
-            } else {
-                self.logprob(prefix)
-            });
-        }
-        logprobs
-    }
-}
-
 // === impl Referee ===
 
 impl Referee {
@@ -251,59 +156,6 @@ impl Referee {
         result.expect("a plan was just received")
     }
 
-    /// Receives a plan: what can be judged without running it.
-    ///
-    /// # Panics
-    /// When the plan breaks R1, R4 or R10, or its columns do not fit together.
-    pub fn receive(&mut self, plan: StepPlan) {
-        assert_eq!(
-            plan.step, self.next_step,
-            "R1: steps come in order and without gaps"
-        );
-        self.next_step = plan.step.next();
-        for binding in &plan.bindings {
-            let slot = binding.slot.0.cast_signed();
-            for earlier in &self.pending {
-                assert!(
-                    !earlier.row_slot.contains(&slot),
-                    "R4: step {} binds slot {slot}, which step {} in flight names",
-                    plan.step,
-                    earlier.step
-                );
-            }
-        }
-        for block in &plan.zero_block {
-            self.condemned.remove(block);
-        }
-        for block in &plan.append_block {
-            assert!(
-                !self.condemned.contains(block),
-                "R10: block {block} is reused with its NaN"
-            );
-        }
-        let rows = plan.rows();
-        assert!(rows > 0, "step {} has no rows", plan.step);
-        assert_eq!(
-            plan.row_start.len(),
-            rows,
-            "row_start is a column of the rows"
-        );
-        assert_eq!(plan.row_len.len(), rows, "row_len is a column of the rows");
-        assert_eq!(
-            plan.row_flags.len(),
-            rows,
-            "row_flags is a column of the rows"
-        );
-        let tokens: u32 = plan.row_len.iter().map(|&len| unsigned(len)).sum();
-        let tokens_max = self.limits.step_tokens_max;
-        assert!(
-            tokens <= tokens_max.0,
-            "step {} has {tokens} tokens of {tokens_max}",
-            plan.step
-        );
-        self.pending.push_back(plan);
-    }
-
     /// Executes the oldest plan received; `None` when there is none.
     ///
     /// # Panics
@@ -334,156 +186,6 @@ impl Referee {
             }
         }
         Some(self.sample(&plan, &rows))
-    }
-
-    fn release(&mut self, plan: &StepPlan) {
-        for &slot in &plan.release_slot {
-            let entry = &mut self.slots[unsigned(slot) as usize];
-            assert!(
-                entry.binding.take().is_some(),
-                "slot {slot} is released and was not bound"
-            );
-            entry.table.clear();
-        }
-    }
-
-    fn bind(&mut self, plan: &StepPlan) {
-        for binding in &plan.bindings {
-            let slot = binding.slot;
-            let mut others = self.slots.iter().filter_map(|slot| slot.binding.as_ref());
-            let taken = |other: &SlotBinding| {
-                self.limits.state_slots > 0
-                    && other.sampling.needs_history()
-                    && other.state_slot == binding.state_slot
-            };
-            let needs_state = binding.sampling.needs_history();
-            assert!(
-                !needs_state || !others.any(taken),
-                "two slots have one sampling state"
-            );
-            assert_eq!(
-                needs_state,
-                !binding.history.is_empty(),
-                "history goes with penalties"
-            );
-            assert!(
-                needs_state || binding.state_slot == StateSlot(0),
-                "state without need"
-            );
-            let entry = &mut self.slots[slot.0 as usize];
-            assert!(
-                entry.binding.is_none(),
-                "slot {slot} is bound and was not released"
-            );
-            assert!(
-                entry.generation < binding.generation,
-                "slot {slot} repeats a generation"
-            );
-            entry.generation = binding.generation;
-            entry.binding = Some(binding.clone());
-            entry.table.clear();
-            entry.length = 0;
-            entry.last_token = None;
-        }
-    }
-
-    fn append(&mut self, plan: &StepPlan) {
-        let mut blocks = plan.append_block.iter();
-        let appends = plan
-            .append_slot
-            .iter()
-            .zip(&plan.append_at)
-            .zip(&plan.append_len);
-        for ((&slot, &at), &len) in appends {
-            let entry = &mut self.slots[unsigned(slot) as usize];
-            assert!(
-                entry.binding.is_some(),
-                "blocks are appended to slot {slot}, which is free"
-            );
-            assert_eq!(
-                unsigned(at) as usize,
-                entry.table.len(),
-                "slot {slot} has a gap in its table"
-            );
-            for &block in blocks.by_ref().take(unsigned(len) as usize) {
-                let block = unsigned(block);
-                assert!(
-                    block != 0 && block < self.limits.blocks.0,
-                    "nobody may own block {block}"
-                );
-                assert!(
-                    !entry.table.contains(&block),
-                    "slot {slot} has block {block} twice"
-                );
-                entry.table.push(block);
-            }
-        }
-        assert!(
-            blocks.next().is_none(),
-            "more blocks are appended than counted"
-        );
-    }
-
-    /// The rows, checked against the slots.
-    fn views(&self, plan: &StepPlan) -> Vec<RowView> {
-        let mut token_at = 0;
-        let mut seen = FxHashSet::default();
-        let mut views = Vec::with_capacity(plan.rows());
-        for row in 0..plan.rows() {
-            let slot = unsigned(plan.row_slot[row]) as usize;
-            let (start, len) = (unsigned(plan.row_start[row]), unsigned(plan.row_len[row]));
-            let flags = plan.row_flags[row];
-            let entry = &self.slots[slot];
-            assert!(
-                entry.binding.is_some(),
-                "row {row} is of slot {slot}, which is not bound"
-            );
-            assert!(seen.insert(slot), "slot {slot} has two rows in one step");
-            assert!(len > 0, "row {row} computes nothing");
-            let room = entry.table.len() * self.limits.block_size.tokens().0 as usize;
-            assert!(
-                (start + len) as usize <= room,
-                "row {row} writes beyond its table"
-            );
-            if flags & row_flag::FROM_SLOT != 0 {
-                assert_eq!(len, 1, "row {row} takes one token from its slot");
-                assert!(
-                    entry.last_token.is_some(),
-                    "slot {slot} has no last token yet"
-                );
-            }
-            if start != entry.length {
-                // A match was leased: at the start, or between chunks that end with a block (R5).
-                let bs = self.limits.block_size.tokens().0;
-                let leased = start > entry.length
-                    && start.is_multiple_of(bs)
-                    && entry.length.is_multiple_of(bs);
-                assert!(
-                    leased,
-                    "row {row} starts at {start}, its slot is at {}",
-                    entry.length
-                );
-            }
-            views.push(RowView {
-                row,
-                slot,
-                start,
-                len,
-                flags,
-                token_at,
-            });
-            token_at += if flags & row_flag::FROM_SLOT == 0 {
-                len as usize
-            } else {
-                0
-            };
-        }
-        assert_eq!(
-            token_at,
-            plan.token_id.len(),
-            "the rows have other ids than the plan"
-        );
-        views
     }
 
     /// What every row's prefix is before the step writes, where that matters.
@@ -677,17 +379,6 @@ impl std::fmt::Debug for Referee {
             .field("pending", &self.pending.len())
             .finish_non_exhaustive()
     }
-}
-
-/// A good 64-bit mix (the finalizer of splitmix64).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
-
-fn below(bits: u64, bound: u32) -> u32 {
-    u32::try_from(bits % u64::from(bound)).expect("smaller than the bound")
 }
 
 fn unsigned(column: i32) -> u32 {

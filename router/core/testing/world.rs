@@ -2,26 +2,20 @@
 //! that are none. It is driven by a source of choices, so a random generator and a property-testing
 //! library can both play it, and it panics with a sentence when a promise is broken.
 
+mod choices;
+
 use std::collections::{BTreeMap, VecDeque};
 
+pub use self::choices::{Choices, limits, request};
+use self::choices::{END, VOCAB};
 use crate::event::{FinishReason, SeqEvent};
-use crate::ids::{BlockSize, Blocks, Generation, SeqId, SlotId, StepId, TokenId, Tokens};
+use crate::ids::{Blocks, Generation, SeqId, SlotId, StepId, TokenId};
 use crate::limits::Limits;
 use crate::mutation::Mutation;
 use crate::plan::{StepPlan, result_flag};
-use crate::request::{Request, RequestSpec, Sampling};
+use crate::request::{Request, RequestSpec};
 use crate::scheduler::{Scheduler, Stats};
-use crate::testing::symbolic::{Fault, Model, Referee, extend};
-
-const VOCAB: u32 = 97;
-const END: TokenId = TokenId(5);
-
-/// Where decisions come from.
-#[derive(Debug)]
-pub struct Choices {
-    values: VecDeque<u32>,
-    state: u64,
-}
+use crate::testing::symbolic::{Fault, Model, Referee};
 
 /// What a client asked and what it got.
 #[derive(Debug)]
@@ -47,6 +41,15 @@ struct Planned {
     holder: (SeqId, Generation),
 }
 
+/// Who looks for mistakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// The referee, the clients, and an audit after every move.
+    All,
+    /// The referee and the clients alone: what a mistake does, not what it leaves in the books.
+    NoAudit,
+}
+
 /// Scheduler, referee and clients.
 #[derive(Debug)]
 pub struct World {
@@ -58,113 +61,14 @@ pub struct World {
     in_flight: VecDeque<Vec<Planned>>,
     events: Vec<SeqEvent>,
     steps: u64,
-}
-
-// === impl Choices ===
-
-impl Choices {
-    /// Random and endless.
-    #[must_use]
-    pub fn random(seed: u64) -> Self {
-        Self {
-            values: VecDeque::new(),
-            state: extend(seed, TokenId(1)) | 1,
-        }
-    }
-
-    /// These, then zeros: so a shorter list of smaller numbers is a simpler world.
-    #[must_use]
-    pub fn listed(values: Vec<u32>) -> Self {
-        Self {
-            values: values.into(),
-            state: 0,
-        }
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u32) -> u32 {
-        let value = if self.state == 0 {
-            self.values.pop_front().unwrap_or(0)
-        } else {
-            self.state ^= self.state << 13;
-            self.state ^= self.state >> 7;
-            self.state ^= self.state << 17;
-            u32::try_from(self.state >> 33).expect("31 bits fit")
-        };
-        value % bound
-    }
-
-    fn between(&mut self, low: u32, high: u32) -> u32 {
-        low + self.below(high - low + 1)
-    }
-
-    fn one_in(&mut self, n: u32) -> bool {
-        self.below(n) == n - 1
-    }
-}
-
-/// Limits small enough for everything to happen.
-#[must_use]
-pub fn limits(choices: &mut Choices) -> Limits {
-    let block = choices.between(1, 5);
-    let blocks = choices.between(3, 28);
-    let running_max = choices.between(1, 8);
-    let depth = choices.between(1, 3);
-    let step_tokens = choices.between(1, 40);
-    Limits {
-        block_size: BlockSize::new(block).expect("not zero"),
-        blocks: Blocks(blocks),
-        slots: running_max + choices.below(3 * running_max),
-        state_slots: choices.below(3),
-        running_max,
-        step_tokens_max: Tokens(step_tokens),
-        prefill_tokens_max: Tokens(step_tokens - choices.below(step_tokens)),
-        context_tokens_max: Tokens(choices.between(40, 80)),
-        vocab_size: VOCAB,
-        queue_max: 64,
-        depth,
-        watermark: Blocks(choices.below(3)),
-        share_within_step: !choices.one_in(3),
-        prefix_caching: !choices.one_in(6),
-    }
-}
-
-/// A request that may share a prefix with others.
-#[must_use]
-pub fn request(choices: &mut Choices) -> RequestSpec {
-    let family = choices.below(3);
-    let shared = choices.below(24);
-    let own = choices.between(1, 12);
-    let mut prompt: Vec<TokenId> = (0..shared)
-        .map(|i| TokenId((family * 31 + i) % VOCAB))
-        .collect();
-    let salt = choices.below(4);
-    prompt.extend((0..own).map(|i| TokenId((family + salt * 17 + i * 3) % VOCAB)));
-    RequestSpec {
-        prompt,
-        sampling: Sampling {
-            temperature: if choices.one_in(3) { 1.0 } else { 0.0 },
-            seed: u64::from(choices.below(2)),
-            repetition_penalty: if choices.one_in(6) { 1.5 } else { 1.0 },
-            top_n: choices.below(3),
-            ..Sampling::default()
-        },
-        ending: if choices.one_in(4) {
-            Vec::new()
-        } else {
-            vec![END]
-        },
-        tokens_max: Some(Tokens(choices.between(1, 20))),
-        prompt_logprobs: choices.one_in(7),
-        trace: choices.one_in(5).then_some([7; 25]),
-    }
+    watch: Watch,
 }
 
 /// Plays `rounds` random moves and then lets everything end.
 ///
 /// # Panics
 /// When a promise is broken.
-pub fn play(choices: &mut Choices, rounds: u32, mutation: Option<Mutation>) -> Stats {
+pub fn play(choices: &mut Choices, rounds: u32, watch: Watch, mutation: Option<Mutation>) -> Stats {
     let limits = limits(choices);
     let rate = choices.between(4, 40);
     let mut world = World::new(
@@ -172,6 +76,7 @@ pub fn play(choices: &mut Choices, rounds: u32, mutation: Option<Mutation>) -> S
         Model::new(VOCAB).with_end_of_text(END, rate),
         mutation,
     );
+    world.watch = watch;
     for _ in 0..rounds {
         world.act(choices);
     }
@@ -198,6 +103,7 @@ impl World {
             in_flight: VecDeque::new(),
             events: Vec::new(),
             steps: 0,
+            watch: Watch::All,
         }
     }
 
@@ -246,7 +152,7 @@ impl World {
             self.clients.insert(seq, client).is_none(),
             "sequence {seq} is admitted twice"
         );
-        self.scheduler.audit();
+        self.audit();
     }
 
     /// Plans a step if there is one.
@@ -254,7 +160,7 @@ impl World {
         let before = self.scheduler.stats();
         let oldest = self.scheduler.running().next();
         let plan = self.scheduler.plan();
-        self.scheduler.audit();
+        self.audit();
         let stats = self.scheduler.stats();
         let preempted = stats.preemptions > before.preemptions;
         if let (true, Some(oldest)) = (preempted, oldest) {
@@ -332,6 +238,12 @@ impl World {
             self.limits.blocks_usable().0,
             "blocks are lost: {stats:?}"
         );
+    }
+
+    fn audit(&self) {
+        if self.watch == Watch::All {
+            self.scheduler.audit();
+        }
     }
 
     /// The scheduler's books.
@@ -442,7 +354,7 @@ impl World {
 
     /// Compares what clients are told with the oracle.
     fn hear(&mut self) {
-        self.scheduler.audit();
+        self.audit();
         for event in std::mem::take(&mut self.events) {
             match event {
                 SeqEvent::Started { seq, cached } => {

@@ -6,7 +6,7 @@
 use headrace_core::ids::{BlockSize, Blocks, Tokens};
 use headrace_core::limits::Limits;
 use headrace_core::testing::symbolic::Model;
-use headrace_core::testing::world::{Choices, World, play, request};
+use headrace_core::testing::world::{Choices, Watch, World, play, request};
 use proptest::prelude::*;
 
 proptest! {
@@ -21,7 +21,7 @@ proptest! {
     fn every_client_of_a_random_world_gets_what_the_oracle_says(
         values in prop::collection::vec(any::<u32>(), 0..900),
     ) {
-        play(&mut Choices::listed(values), 220, None);
+        play(&mut Choices::listed(values), 220, Watch::All, None);
     }
 }
 
@@ -29,7 +29,7 @@ proptest! {
 fn a_thousand_long_worlds_end_well() {
     let mut total = [0; 5];
     for seed in 0..1000 {
-        let stats = play(&mut Choices::random(seed), 150, None);
+        let stats = play(&mut Choices::random(seed), 150, Watch::All, None);
         let of_world = [
             stats.generated_tokens,
             stats.preemptions,
