@@ -52,11 +52,16 @@ class ThreadComm:
         pass
 
 
+def group(size: int) -> list[ThreadComm]:
+    """Makes the ends of all ranks; each belongs to a thread of its own."""
+    meeting = _Meeting(size)
+    return [ThreadComm(meeting, rank, size) for rank in range(size)]
+
+
 def run_ranks(size: int, work: Callable[[ThreadComm], T]) -> list[T]:
     """Runs `work` once a rank; returns the results in rank order, or raises the first error."""
-    meeting = _Meeting(size)
     with ThreadPoolExecutor(size) as pool:
-        futures = [pool.submit(work, ThreadComm(meeting, rank, size)) for rank in range(size)]
+        futures = [pool.submit(work, comm) for comm in group(size)]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             # Ranks that waited for the one that failed say less than it does.
