@@ -41,6 +41,8 @@ enum Part {
         socket: PathBuf,
         #[arg(long)]
         step_us: u64,
+        #[arg(long)]
+        blocks: u32,
     },
     /// The router.
     #[command(hide = true)]
@@ -56,15 +58,18 @@ struct Load {
     /// Streams open at one time.
     #[arg(long, default_value_t = 1000)]
     streams: u32,
-    /// Tokens of each.
-    #[arg(long, default_value_t = 512)]
+    /// Tokens of each, where the shard answers at once.
+    #[arg(long, default_value_t = 2000)]
     tokens: u32,
     /// How often all streams are opened again.
     #[arg(long, default_value_t = 3)]
     waves: u32,
-    /// Tokens a second of the second measurement, where the shard sets the pace.
+    /// Tokens a second of all streams, where the shard sets the pace,
     #[arg(long, default_value_t = 40_000)]
     rate: u32,
+    /// and for how long.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
     /// Only JSON.
     #[arg(long)]
     json: bool,
@@ -77,7 +82,11 @@ fn main() -> ExitCode {
             Ok(serve) => return headrace_router::run(serve),
             Err(error) => Err(error.into()),
         },
-        Some(Part::Stub { socket, step_us }) => stub::run(&socket, Duration::from_micros(step_us)),
+        Some(Part::Stub {
+            socket,
+            step_us,
+            blocks,
+        }) => stub::run(&socket, Duration::from_micros(step_us), blocks),
         None => measure(&cli.load),
     };
     match outcome {
@@ -95,10 +104,15 @@ fn measure(load: &Load) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let pace = Duration::from_secs_f64(f64::from(load.streams) / f64::from(load.rate));
+    let step = f64::from(load.streams) / f64::from(load.rate);
+    // A whole number of steps, below any that would overflow.
+    let paced = (load.seconds / step)
+        .clamp(1.0, f64::from(u16::MAX))
+        .round() as u32;
     let mut figures = Vec::new();
-    for step in [Duration::ZERO, pace] {
-        figures.push(runtime.block_on(stage::measure(load, step))?);
+    for (tokens, step) in [(load.tokens, 0.0), (paced, step)] {
+        let step = Duration::from_secs_f64(step);
+        figures.push(runtime.block_on(stage::measure(load, tokens, step))?);
     }
     let mut out = io::stdout().lock();
     if load.json {

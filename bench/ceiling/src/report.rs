@@ -22,7 +22,7 @@ struct Summary {
 
 pub(crate) fn json(load: &Load, figures: &[Figures]) -> Value {
     let measurements: Vec<Value> = figures.iter().map(measurement).collect();
-    json!({"streams": load.streams, "tokens_per_stream": load.tokens, "measurements": measurements})
+    json!({"streams": load.streams, "measurements": measurements})
 }
 
 fn measurement(figures: &Figures) -> Value {
@@ -39,6 +39,7 @@ fn measurement(figures: &Figures) -> Value {
         value
     });
     json!({
+        "tokens_per_stream": figures.tokens,
         "step_ms": figures.step.as_secs_f64() * 1e3,
         "router_rss_idle_mib": mib(figures.idle),
         "waves": waves.collect::<Vec<_>>(),
@@ -47,10 +48,10 @@ fn measurement(figures: &Figures) -> Value {
 
 pub(crate) fn table(load: &Load, figures: &[Figures]) -> String {
     let mut out = format!(
-        "{} streams of {} tokens; CPU in microseconds a token; RSS is the router's\n\n\
+        "{} streams; CPU in microseconds a token; RSS is the router's\n\n\
          | step | wave | tokens/s | added p50 | p99 | max | router | stub | client | RSS | failed |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
-        load.streams, load.tokens
+        load.streams
     );
     for figures in figures {
         let step = if figures.step.is_zero() {

@@ -15,10 +15,13 @@ use crate::Load;
 use crate::client::{Watched, Wave, wave};
 use crate::process::{Part, Usage, wait_for};
 use crate::stamp::{FIRST_WORD, VOCAB};
+use crate::stub::BLOCK_TOKENS;
 
 /// What one measurement found.
 #[derive(Debug)]
 pub(crate) struct Figures {
+    /// Tokens of each stream.
+    pub(crate) tokens: u32,
     /// What a step takes on the stub.
     pub(crate) step: Duration,
     pub(crate) waves: Vec<Wave>,
@@ -32,7 +35,11 @@ pub(crate) struct Figures {
 struct Folder(PathBuf);
 
 /// Starts everything, runs the waves, stops everything.
-pub(crate) async fn measure(load: &Load, step: Duration) -> Result<Figures, Box<dyn Error>> {
+pub(crate) async fn measure(
+    load: &Load,
+    tokens: u32,
+    step: Duration,
+) -> Result<Figures, Box<dyn Error>> {
     let folder = Folder::new()?;
     let (socket, config) = (folder.0.join("0.sock"), folder.0.join("serve.json"));
     fs::write(folder.0.join("tokenizer.json"), tokenizer().to_string())?;
@@ -43,10 +50,19 @@ pub(crate) async fn measure(load: &Load, step: Duration) -> Result<Figures, Box<
     config::save(&serve(load, &folder.0, &socket), &config)?;
 
     let step_us = step.as_micros().to_string();
+    let blocks = blocks(load.streams, tokens).to_string();
     let socket = socket
         .to_str()
         .ok_or("the temporary folder has a plain name")?;
-    let (stub, _) = Part::start(&["stub", "--socket", socket, "--step-us", &step_us])?;
+    let (stub, _) = Part::start(&[
+        "stub",
+        "--socket",
+        socket,
+        "--step-us",
+        &step_us,
+        "--blocks",
+        &blocks,
+    ])?;
     let config = config
         .to_str()
         .ok_or("the temporary folder has a plain name")?;
@@ -66,17 +82,25 @@ pub(crate) async fn measure(load: &Load, step: Duration) -> Result<Figures, Box<
     let idle = router.usage()?;
     let (mut waves, mut after) = (Vec::new(), Vec::new());
     for _ in 0..load.waves {
-        waves.push(wave(address, (load.streams, load.tokens), watched).await);
+        waves.push(wave(address, (load.streams, tokens), watched).await);
         after.push(router.usage()?);
     }
     router.stop().await?;
     stub.stop().await?;
     Ok(Figures {
+        tokens,
         step,
         waves,
         idle,
         after,
     })
+}
+
+/// A pool in which all streams fit, prompts and a quarter to spare: it is full after a wave, so that
+/// the router's memory has nothing more to grow with.
+fn blocks(streams: u32, tokens: u32) -> u32 {
+    let each = tokens.div_ceil(BLOCK_TOKENS) + 2;
+    streams * each / 4 * 5
 }
 
 /// A byte-level vocabulary: an ending, the bytes, and words that say their number.

@@ -18,20 +18,21 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::stamp::{VOCAB, token_now};
 
-const BLOCK_TOKENS: u32 = 16;
-/// A pool in which a few thousand streams of some hundred tokens fit.
-const BLOCKS: u32 = 1 << 18;
+/// Tokens in a block.
+pub(crate) const BLOCK_TOKENS: u32 = 16;
+/// Plans that may wait; a router keeps three in flight at most.
+const PLANS_MAX: usize = 4;
 const CONTEXT_TOKENS: u32 = 1 << 16;
 
 /// Serves until it is killed.
-pub(crate) fn run(socket: &Path, step: Duration) -> Result<(), Box<dyn Error>> {
+pub(crate) fn run(socket: &Path, step: Duration, blocks: u32) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let incoming = UnixListenerStream::new(UnixListener::bind(socket)?);
         Server::builder()
-            .serve_with_incoming(ShardServer::new(Stub { step }), incoming)
+            .serve_with_incoming(ShardServer::new(Stub { step, blocks }), incoming)
             .await?;
         Ok(())
     })
@@ -40,6 +41,7 @@ pub(crate) fn run(socket: &Path, step: Duration) -> Result<(), Box<dyn Error>> {
 #[derive(Debug, Clone, Copy)]
 struct Stub {
     step: Duration,
+    blocks: u32,
 }
 
 #[tonic::async_trait]
@@ -63,7 +65,7 @@ impl Shard for Stub {
 
     async fn prepare(&self, _: Request<Prepare>) -> Result<Response<Prepared>, Status> {
         Ok(Response::new(Prepared {
-            blocks: BLOCKS,
+            blocks: self.blocks,
             memory: Vec::new(),
         }))
     }
@@ -80,24 +82,29 @@ impl Shard for Stub {
 
 impl Stub {
     /// Steps take their time one after another, as on a device: a plan that waits starts when the
-    /// one before it ends.
+    /// one before it ends, however late the timer was.
     async fn answer(
         self,
         mut plans: Streaming<Bytes>,
         results: mpsc::Sender<Result<Bytes, Status>>,
     ) {
-        let mut done = Instant::now();
-        while let Ok(Some(bytes)) = plans.message().await {
-            let answer = match decode_plan(bytes) {
-                Ok(plan) => {
-                    done = done.max(Instant::now()) + self.step;
-                    if !self.step.is_zero() {
-                        sleep_until(done).await;
-                    }
-                    Ok(encode_result(&draw(&plan)))
+        let (arrivals, mut arrived) = mpsc::channel(PLANS_MAX);
+        tokio::spawn(async move {
+            while let Ok(Some(bytes)) = plans.message().await {
+                if arrivals.send((Instant::now(), bytes)).await.is_err() {
+                    return;
                 }
-                Err(error) => Err(Status::invalid_argument(error.to_string())),
-            };
+            }
+        });
+        let mut done = Instant::now();
+        while let Some((at, bytes)) = arrived.recv().await {
+            done = done.max(at) + self.step;
+            if !self.step.is_zero() {
+                sleep_until(done).await;
+            }
+            let answer = decode_plan(bytes)
+                .map(|plan| encode_result(&draw(&plan)))
+                .map_err(|error| Status::invalid_argument(error.to_string()));
             if results.send(answer).await.is_err() {
                 return;
             }
