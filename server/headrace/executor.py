@@ -151,6 +151,8 @@ class Runner:
             raise PlanError(f"step {plan.step} came where step {self._next_step} was due")
         self._next_step += 1
         step = self._batcher.build(plan)
+        if not step.tokens_T.numel():  # A plan may do no more than release and bind.
+            return step, step.tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
         return step, self._engine.model(step.tokens_T, step.context)
 
     def sample(self, step: Step, logits_LV: Tensor) -> Outputs:

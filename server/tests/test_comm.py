@@ -40,7 +40,7 @@ def rank_main(rank: int, address: str, out: "multiprocessing.SimpleQueue") -> No
         result: Result = runner.execute(plan)
         digests.append(result.digest)
         # The other rank's results are empty: its planner is told what its own slots hold.
-        return result if rank == 0 else _seen(runner, plan, result)
+        return result if rank == 0 else seen(runner, plan, result)
 
     Planner(running_max=4).run(execute, sequences)
     facts = (
@@ -55,7 +55,7 @@ def rank_main(rank: int, address: str, out: "multiprocessing.SimpleQueue") -> No
     out.put((rank, facts))
 
 
-def _seen(runner: Runner, plan, result: Result) -> Result:  # type: ignore[no-untyped-def]
+def seen(runner: Runner, plan, result: Result) -> Result:  # type: ignore[no-untyped-def]
     assert result.token_id.size == 0
     rows = (plan.row_flags_S & 1).nonzero()[0]
     slots = torch.from_numpy(plan.row_slot_S[rows].astype("int64"))
