@@ -50,12 +50,11 @@ BATCH = 25
 
 
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
+def folder() -> Path:
     """The default model, if it is on this machine: it is fetched by `make serve`, not by tests."""
-    told = request.config.getoption("--model-path")
-    found = Path(told) if told else cached()
+    found = cached()
     if found is None:
-        pytest.skip(f"{default_model.DEFAULT_MODEL_ID} is not here: give --model-path, or serve it")
+        pytest.skip(f"{default_model.DEFAULT_MODEL_ID} is not here; `make serve` fetches it")
     return found
 
 

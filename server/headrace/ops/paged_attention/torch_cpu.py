@@ -141,8 +141,10 @@ def _lay_out(shape: StepShape, window: int, dtype: torch.dtype) -> _Layout:
         for rows in _by_length(decode, (context_S - first_S)[decode])
     ]
     chunks = [
-        _chunk(shape, row, int(first_S[row]), int(context_S[row]), int(at_S[row]), window, dtype)
-        for row in np.flatnonzero(length_S > 1).tolist()
+        _chunk(
+            shape, int(row), int(first_S[row]), int(context_S[row]), int(at_S[row]), window, dtype
+        )
+        for row in np.flatnonzero(length_S > 1)
     ]
     return _Layout(buckets, chunks)
 
