@@ -13,11 +13,8 @@ use headrace_launcher::{Programs, PythonNotFound, find_python};
 
 fn main() -> ExitCode {
     let mut argv: Vec<OsString> = env::args_os().collect();
-    let called_launcher = argv.first().is_some_and(|name| {
-        PathBuf::from(name)
-            .file_name()
-            .is_some_and(|name| name == "text-generation-launcher")
-    });
+    let called = argv.first().map(PathBuf::from).unwrap_or_default();
+    let called_launcher = called.ends_with("text-generation-launcher");
     let command = argv
         .get(1)
         .and_then(|argument| argument.to_str())
@@ -50,36 +47,29 @@ fn programs() -> Result<Programs, PythonNotFound> {
 }
 
 fn router(args: &[OsString]) -> ExitCode {
-    let [flag, file] = args else {
-        return fail(2, "usage: headrace router --config serve.json");
-    };
-    if flag != "--config" {
-        return fail(2, "usage: headrace router --config serve.json");
-    }
-    match headrace_config::load(file.as_ref()) {
-        Ok(serve) => headrace_router::run(serve),
-        Err(error) => fail(1, &error.to_string()),
+    match args {
+        [flag, file] if flag == "--config" => match headrace_config::load(file.as_ref()) {
+            Ok(serve) => headrace_router::run(serve),
+            Err(error) => fail(1, &error.to_string()),
+        },
+        _ => fail(2, "usage: headrace router --config serve.json"),
     }
 }
 
 /// Becomes Python.
 fn python(args: &[OsString]) -> ExitCode {
-    match programs() {
-        Err(error) => fail(1, &error.to_string()),
-        Ok(programs) => {
-            let error = Command::new(&programs.server[0])
-                .args(&programs.server[1..])
-                .args(args)
-                .exec();
-            fail(
-                1,
-                &format!(
-                    "{} cannot be started: {error}",
-                    PathBuf::from(&programs.server[0]).display()
-                ),
-            )
-        }
-    }
+    let server = match programs() {
+        Ok(programs) => programs.server,
+        Err(error) => return fail(1, &error.to_string()),
+    };
+    let error = Command::new(&server[0])
+        .args(&server[1..])
+        .args(args)
+        .exec();
+    fail(
+        1,
+        &format!("{} cannot be started: {error}", server[0].display()),
+    )
 }
 
 fn fail(status: u8, message: &str) -> ExitCode {

@@ -1,0 +1,83 @@
+//! Which program the one binary is.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+fn headrace(name: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headrace"));
+    command.arg0(name).args(args).env_remove("VIRTUAL_ENV");
+    command.output().expect("the binary runs")
+}
+
+#[test]
+fn help_and_version_are_answers_and_not_errors() {
+    for name in ["headrace", "/opt/bin/text-generation-launcher"] {
+        let output = headrace(name, &["--help"]);
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8_lossy(&output.stdout);
+        for part in [
+            "--model-id",
+            "[env: MODEL_ID]",
+            "headrace download",
+            "Examples:",
+        ] {
+            assert!(text.contains(part), "no `{part}` in {text}");
+        }
+    }
+    let output = headrace("headrace", &["serve", "--version"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        text.trim(),
+        format!("headrace {}", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn a_mistyped_command_line_is_refused() {
+    let table: [(&str, &[&str], i32, &str); 5] = [
+        ("headrace", &["sreve"], 2, "unknown command `sreve`"),
+        (
+            "text-generation-launcher",
+            &["router"],
+            2,
+            "unknown command `router`",
+        ),
+        (
+            "headrace",
+            &["--prot", "1"],
+            2,
+            "unexpected argument '--prot'",
+        ),
+        (
+            "headrace",
+            &["router"],
+            2,
+            "usage: headrace router --config serve.json",
+        ),
+        (
+            "headrace",
+            &["router", "--config", "/no/such"],
+            1,
+            "/no/such: No such file",
+        ),
+    ];
+    for (name, args, status, text) in table {
+        let output = headrace(name, args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(text), "{stderr}");
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+    }
+}
+
+#[test]
+fn without_python_it_says_where_it_looked() {
+    for args in [&[][..], &["download"]] {
+        let output = headrace("headrace", args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            stderr.contains("no Python beside") && stderr.contains("VIRTUAL_ENV"),
+            "{stderr}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+    }
+}
