@@ -139,6 +139,34 @@ fn prompts(iterations: u64, count: u32, length: u32, cached: bool) -> Duration {
     spent
 }
 
+/// Times plans in a pool that is too small for its 256 sequences: some of them preempt.
+fn crowded(iterations: u64) -> Duration {
+    let limits = Limits {
+        blocks: Blocks(8_000),
+        watermark: Blocks(0),
+        ..limits()
+    };
+    let mut spent = Duration::ZERO;
+    let mut events = Vec::new();
+    let mut scheduler = Scheduler::new(limits.clone());
+    let mut preempted = false;
+    for i in 0..iterations {
+        if i % STEPS == 0 {
+            scheduler = Scheduler::new(limits.clone());
+            (0..ROWS).for_each(|salt| admit(&mut scheduler, salt, PROMPT));
+        }
+        let begun = Instant::now();
+        let plan = scheduler.plan().unwrap();
+        spent += begun.elapsed();
+        scheduler.commit(&answer(&plan), &mut events).unwrap();
+        scheduler.recycle(plan);
+        events.clear();
+        preempted |= scheduler.stats().preemptions > 0;
+    }
+    assert!(preempted || iterations < STEPS, "nothing was preempted");
+    spent
+}
+
 fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scheduler");
     group
@@ -160,6 +188,9 @@ fn benches(criterion: &mut Criterion) {
     });
     group.bench_function("plan, a cached prompt of 8192", |b| {
         b.iter_custom(|n| prompts(n, 1, 8192, true));
+    });
+    group.bench_function("plan, 256 sequences in too small a pool", |b| {
+        b.iter_custom(crowded);
     });
     group.finish();
 }

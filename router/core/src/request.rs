@@ -161,6 +161,13 @@ impl Request {
                 vocab_size: limits.vocab_size,
             });
         }
+        let mut biased = spec.sampling.bias.iter().map(|(id, _)| id);
+        if let Some(id) = biased.find(|id| id.0 >= limits.vocab_size) {
+            return Err(RequestError::UnknownToken {
+                id: id.0,
+                vocab_size: limits.vocab_size,
+            });
+        }
         let room = total_max - prompt;
         let tokens_max = match spec.tokens_max {
             Some(Tokens(0)) => return Err(RequestError::NoNewTokens),

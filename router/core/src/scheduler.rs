@@ -12,8 +12,6 @@ mod settle;
 
 use std::collections::VecDeque;
 
-use rustc_hash::FxHashMap;
-
 pub use self::commit::CommitError;
 use crate::event::{FinishReason, SeqEvent};
 use crate::ids::{BlockId, Blocks, Generation, SeqId, SlotId, StepId, Tokens};
@@ -23,7 +21,7 @@ use crate::mutation::{Mutation, Seeded};
 use crate::plan::StepPlan;
 use crate::queue::WaitQueue;
 use crate::request::Request;
-use crate::sequence::{Phase, Sequence};
+use crate::sequence::{Phase, Sequence, Sequences};
 use crate::slots::SlotPool;
 
 /// Why a request is not taken into the queue.
@@ -100,7 +98,7 @@ struct Draft {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    sequences: FxHashMap<SeqId, Sequence>,
+    sequences: Sequences,
     queue: WaitQueue,
     /// Ids of the sequences that hold a slot, ascending: in order of arrival.
     running: Vec<SeqId>,
@@ -142,7 +140,7 @@ impl Scheduler {
             kv: KvCache::new(&limits, seeded),
             slots: SlotPool::new(limits.slots, limits.state_slots, StepId(0), seeded),
             limits,
-            sequences: FxHashMap::default(),
+            sequences: Sequences::default(),
             queue: WaitQueue::default(),
             running: Vec::new(),
             in_flight: VecDeque::new(),
@@ -173,7 +171,7 @@ impl Scheduler {
         }
         let id = self.next_seq;
         self.next_seq.0 += 1;
-        self.sequences.insert(id, Sequence::new(id, request));
+        self.sequences.insert(Sequence::new(id, request));
         self.queue.put(id);
         Ok(id)
     }
@@ -221,7 +219,7 @@ impl Scheduler {
     /// Ends a sequence for a reason of the caller's. One that has ended already is none of ours.
     pub fn finish(&mut self, seq: SeqId, reason: FinishReason, events: &mut Vec<SeqEvent>) {
         events.append(&mut self.events);
-        if self.sequences.contains_key(&seq) {
+        if self.sequences.get(seq).is_some() {
             self.end(seq, reason, None, events);
         }
     }
@@ -240,10 +238,7 @@ impl Scheduler {
             self.next_step = first_step;
         }
         for seq in std::mem::take(&mut self.running) {
-            let sequence = self
-                .sequences
-                .get_mut(&seq)
-                .expect("a running sequence is known");
+            let sequence = &mut self.sequences[seq];
             // Its table and slot are of a world that is gone.
             drop(sequence.unbind());
             self.queue.put(seq);
@@ -251,7 +246,7 @@ impl Scheduler {
         let tokens_max = limits.sequence_tokens_max();
         self.limits = limits;
         let mut unfit = Vec::new();
-        for sequence in self.sequences.values_mut() {
+        for sequence in self.sequences.iter_mut() {
             sequence.preempted = false;
             sequence.wary = false;
             let total = sequence.prompt_len().0 + sequence.request.tokens_max.0;
@@ -273,7 +268,7 @@ impl Scheduler {
 
     /// Whether no sequence is left and no result is awaited.
     pub fn is_idle(&self) -> bool {
-        self.sequences.is_empty() && self.in_flight.is_empty()
+        self.sequences.len() == 0 && self.in_flight.is_empty()
     }
 
     /// The books as they stand.
@@ -293,7 +288,10 @@ impl Scheduler {
     /// # Panics
     /// With a sentence, when the books do not balance.
     pub fn audit(&self) {
-        let running = self.running.iter().map(|seq| self.sequences[seq].running());
+        let running = self
+            .running
+            .iter()
+            .map(|&seq| self.sequences[seq].running());
         self.kv.audit(running.map(|binding| &binding.table));
         self.slots.audit(self.running.len());
         self.queue.audit();
@@ -306,12 +304,12 @@ impl Scheduler {
             self.running.is_sorted(),
             "running sequences are not in order of arrival"
         );
-        for seq in &self.running {
+        for &seq in &self.running {
             let (sequence, binding) = (&self.sequences[seq], self.sequences[seq].running());
             let owner = self.slots.owner(binding.slot, binding.generation);
             assert_eq!(
                 owner,
-                Some(*seq),
+                Some(seq),
                 "slot {} is not its sequence's",
                 binding.slot
             );
@@ -363,17 +361,14 @@ impl Scheduler {
         if !self.unbind(seq, taint) {
             self.queue.remove(seq);
         }
-        self.sequences.remove(&seq);
+        self.sequences.remove(seq);
         events.push(SeqEvent::Finished { seq, reason });
     }
 
     /// Takes slot and blocks from a sequence, at once (its rows in flight are zombies now, R3);
     /// `false` when it has none. `taint` overrides what is known of its private blocks.
     fn unbind(&mut self, seq: SeqId, taint: Option<Taint>) -> bool {
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("only known sequences are unbound");
+        let sequence = &mut self.sequences[seq];
         let Some(binding) = sequence.unbind() else {
             return false;
         };

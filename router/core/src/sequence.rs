@@ -1,5 +1,9 @@
 //! One sequence, from `admit` to its end: its tokens, its state, and every transition.
 
+use std::ops::{Index, IndexMut};
+
+use rustc_hash::FxHashMap;
+
 use crate::event::FinishReason;
 use crate::ids::{Generation, SeqId, SlotId, TokenId, Tokens};
 use crate::kv::Taint;
@@ -56,6 +60,12 @@ pub(crate) struct Sequence {
     pub(crate) wary: bool,
     /// Prompt tokens whose log-probabilities have been told.
     pub(crate) logprobs_told: Tokens,
+}
+
+/// The sequences that have not ended.
+#[derive(Debug, Default)]
+pub(crate) struct Sequences {
+    by_id: FxHashMap<SeqId, Sequence>,
 }
 
 // === impl Sequence ===
@@ -180,6 +190,47 @@ impl Binding {
         } else {
             Taint::Clean
         }
+    }
+}
+
+// === impl Sequences ===
+
+impl Sequences {
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(crate) fn get(&self, seq: SeqId) -> Option<&Sequence> {
+        self.by_id.get(&seq)
+    }
+
+    pub(crate) fn insert(&mut self, sequence: Sequence) {
+        self.by_id.insert(sequence.id, sequence);
+    }
+
+    pub(crate) fn remove(&mut self, seq: SeqId) {
+        self.by_id.remove(&seq);
+    }
+
+    /// All of them, in no order.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.by_id.values_mut()
+    }
+}
+
+impl Index<SeqId> for Sequences {
+    type Output = Sequence;
+
+    fn index(&self, seq: SeqId) -> &Sequence {
+        let sequence = self.by_id.get(&seq);
+        sequence.expect("a sequence that waits or runs is known; this is a router bug")
+    }
+}
+
+impl IndexMut<SeqId> for Sequences {
+    fn index_mut(&mut self, seq: SeqId) -> &mut Sequence {
+        let sequence = self.by_id.get_mut(&seq);
+        sequence.expect("a sequence that waits or runs is known; this is a router bug")
     }
 }
 

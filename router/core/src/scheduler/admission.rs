@@ -26,7 +26,7 @@ impl Scheduler {
             if one_at_a_time || full || !budget.has_prefill() {
                 break;
             }
-            let sequence = &self.sequences[&seq];
+            let sequence = &self.sequences[seq];
             if !self
                 .slots
                 .can_bind(sequence.request.sampling.needs_history())
@@ -34,7 +34,7 @@ impl Scheduler {
                 break;
             }
             self.look_up(seq);
-            let sequence = &self.sequences[&seq];
+            let sequence = &self.sequences[seq];
             let found = block_count(self.found.len());
             let whole = self.whole(sequence);
             let takes = Blocks(whole.0 - found.0 + self.kv.unleased_of(&self.found).0);
@@ -49,7 +49,7 @@ impl Scheduler {
             }
             self.queue.pop_front();
             self.start(seq, plan);
-            let growth = self.lacks(&self.sequences[&seq], Tokens(start.0 + len.0));
+            let growth = self.lacks(&self.sequences[seq], Tokens(start.0 + len.0));
             owed.0 += whole.0.saturating_sub(found.0 + growth.0);
             self.emit(
                 Draft {
@@ -72,7 +72,7 @@ impl Scheduler {
     /// Blocks that running sequences still lack for what they were admitted with.
     fn owed(&self) -> Blocks {
         let mut owed = 0;
-        for seq in &self.running {
+        for &seq in &self.running {
             let sequence = &self.sequences[seq];
             if sequence.is_prefilling() {
                 let has = block_count(sequence.running().table.len());
@@ -103,7 +103,7 @@ impl Scheduler {
 
     /// The sequence's longest cached prefix, into `found`.
     fn look_up(&mut self, seq: SeqId) {
-        let sequence = &self.sequences[&seq];
+        let sequence = &self.sequences[seq];
         if sequence.owes_logprobs() && !self.seeded.is(Mutation::LogprobsTakeMatch) {
             self.found.clear();
             return;
@@ -119,10 +119,7 @@ impl Scheduler {
 
     /// `Waiting` to `Prefilling`: binds a slot and leases what was found.
     fn start(&mut self, seq: SeqId, plan: &mut StepPlan) {
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("a waiting sequence is known");
+        let sequence = &mut self.sequences[seq];
         let needs_state = sequence.request.sampling.needs_history();
         let bound = self.slots.bind(seq, needs_state);
         let mut table = BlockTable::new();

@@ -109,10 +109,7 @@ impl Scheduler {
     }
 
     fn prove(&mut self, seq: SeqId, cells: Tokens) {
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("the owner of a slot is known");
+        let sequence = &mut self.sequences[seq];
         let binding = sequence.running_mut();
         self.kv.prove(&binding.table, binding.proven, cells);
         binding.proven = cells;
@@ -136,7 +133,7 @@ impl Scheduler {
                 }
                 continue;
             };
-            let table = &self.sequences[&seq].running().table;
+            let table = &self.sequences[seq].running().table;
             let leans = self.kv.leans_on_unproven(table, seq);
             if leans { &mut doubtful } else { &mut guilty }.push(seq);
             self.kv.withdraw_unproven(table);
@@ -145,16 +142,13 @@ impl Scheduler {
             self.end(seq, FinishReason::Nan, Some(Taint::Suspect), events);
         }
         for seq in &doubtful {
-            self.sequences
-                .get_mut(seq)
-                .expect("a flagged sequence is known")
-                .wary = true;
+            self.sequences[*seq].wary = true;
         }
         let hit = |seq: &&SeqId| {
             doubtful.contains(seq)
                 || self
                     .kv
-                    .is_hit(&self.sequences[seq].running().table, &suspects)
+                    .is_hit(&self.sequences[**seq].running().table, &suspects)
         };
         let back: Vec<SeqId> = self.running.iter().filter(hit).copied().collect();
         for seq in back {
@@ -209,10 +203,7 @@ impl Scheduler {
             u32::from(self.seeded.is(Mutation::LengthOneMore)),
             u32::from(self.seeded.is(Mutation::AdoptBeforeFull) && !written.0.is_multiple_of(bs)),
         );
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("the owner of a slot is known");
+        let sequence = &mut self.sequences[seq];
         sequence.tokens.push(token.id);
         let end = sequence.end(ending_first, more);
         let full = ((written.0 + early) as usize).min(sequence.tokens.len());
@@ -240,10 +231,7 @@ impl Scheduler {
         values: &[f32],
         events: &mut Vec<SeqEvent>,
     ) {
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("the owner of a slot is known");
+        let sequence = &mut self.sequences[seq];
         let start = row.end.0 - row.len.0;
         let told = sequence.logprobs_told.0.max(start);
         let until = row.end.0.min(sequence.prompt_len().0);
@@ -262,7 +250,7 @@ impl Scheduler {
         // Always so, but for a seeded mistake that matches results by sequence.
         seq.filter(|seq| {
             self.sequences
-                .get(seq)
+                .get(*seq)
                 .is_some_and(|s| s.binding().is_some())
         })
     }

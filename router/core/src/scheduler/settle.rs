@@ -59,7 +59,7 @@ impl Scheduler {
     /// Prefilling sequences without a private block lease what others have planned since (R5).
     fn match_again(&mut self) {
         for i in 0..self.running.len() {
-            let sequence = &self.sequences[&self.running[i]];
+            let sequence = &self.sequences[self.running[i]];
             if !sequence.is_prefilling() || sequence.owes_logprobs() {
                 continue;
             }
@@ -70,10 +70,7 @@ impl Scheduler {
             if self.found.is_empty() {
                 continue;
             }
-            let sequence = self
-                .sequences
-                .get_mut(&self.running[i])
-                .expect("it was just read");
+            let sequence = &mut self.sequences[self.running[i]];
             let binding = sequence.running_mut();
             self.kv.lease(&mut binding.table, &self.found);
             let before = binding.planned;
@@ -91,7 +88,7 @@ impl Scheduler {
         let mut budget = StepBudget::new(&self.limits, self.seeded);
         let mut prefilling = false;
         for &seq in &self.running {
-            let sequence = &self.sequences[&seq];
+            let sequence = &self.sequences[seq];
             prefilling |= sequence.is_prefilling();
             if sequence.wants_decode() && budget.decode() {
                 let end = Tokens(sequence.running().planned.0 + 1);
@@ -112,7 +109,7 @@ impl Scheduler {
 
     fn draft_chunks(&mut self, budget: &mut StepBudget) {
         for &seq in &self.running {
-            let sequence = &self.sequences[&seq];
+            let sequence = &self.sequences[seq];
             let SeqState::Prefilling(binding) = &sequence.state else {
                 continue;
             };
@@ -137,9 +134,8 @@ impl Scheduler {
         let spared = usize::from(!self.seeded.is(Mutation::OldestIsVictim));
         let mut best: Option<((bool, i64), SeqId)> = None;
         for &seq in &self.running[spared.min(self.running.len())..] {
-            let growth = self.drafts.iter().find(|draft| draft.seq == seq);
-            let alone = self.kv.alone(&self.sequences[&seq].running().table);
-            let gives = i64::from(alone.0) + growth.map_or(0, |draft| i64::from(draft.growth.0));
+            let alone = self.kv.alone(&self.sequences[seq].running().table);
+            let gives = i64::from(alone.0) + i64::from(self.growth_of(seq).0);
             let enough = gives >= i64::from(shortfall.0);
             let rank = (enough, if enough { -gives } else { gives });
             if best.is_none_or(|(other, _)| rank >= other) {
@@ -150,15 +146,26 @@ impl Scheduler {
             .1
     }
 
+    /// The growth that is drafted for a sequence.
+    fn growth_of(&self, seq: SeqId) -> Blocks {
+        // Decode rows, then chunks, each in order of arrival.
+        let split = self
+            .drafts
+            .partition_point(|draft| draft.phase == Phase::Decode);
+        let (decode, chunks) = self.drafts.split_at(split);
+        let find = |drafts: &[Draft]| {
+            let at = drafts.binary_search_by_key(&seq, |draft| draft.seq).ok();
+            at.map(|at| drafts[at].growth)
+        };
+        find(decode).or_else(|| find(chunks)).unwrap_or_default()
+    }
+
     /// Recomputation later: blocks go, tokens stay, and the sequence waits at its place of arrival,
     /// in front of all that never ran.
     fn preempt(&mut self, seq: SeqId) {
         self.requeue(seq, None);
         self.stats.preemptions += 1;
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("a preempted sequence is known");
+        let sequence = &mut self.sequences[seq];
         sequence.preempted = true;
         if self.seeded.is(Mutation::PreemptionForgetsToken) && sequence.generated() > 0 {
             sequence.tokens.pop();
