@@ -31,10 +31,15 @@ pub(crate) async fn cors(State(app): State<Arc<App>>, request: Request, next: Ne
         return next.run(request).await;
     };
     let preflight = request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        && request
+            .headers()
+            .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let allowed = allowed_origin(&app.serve.http.cors_allow_origin, &origin);
-    let mut response =
-        if preflight { StatusCode::OK.into_response() } else { next.run(request).await };
+    let mut response = if preflight {
+        StatusCode::OK.into_response()
+    } else {
+        next.run(request).await
+    };
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(allowed) = allowed {
@@ -50,7 +55,9 @@ pub(crate) async fn cors(State(app): State<Arc<App>>, request: Request, next: Ne
 // === free functions ===
 
 fn has_key(headers: &HeaderMap, key: &str) -> bool {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return false };
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return false;
+    };
     let Some((scheme, given)) = value.as_bytes().split_at_checked("Bearer ".len()) else {
         return false;
     };
@@ -67,5 +74,8 @@ fn allowed_origin(origins: &[String], origin: &HeaderValue) -> Option<HeaderValu
     if origins.is_empty() || origins.iter().any(|allowed| allowed == "*") {
         return Some(ANY);
     }
-    origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+    origins
+        .iter()
+        .any(|allowed| allowed.as_bytes() == origin.as_bytes())
+        .then(|| origin.clone())
 }

@@ -40,19 +40,30 @@ impl Answer {
             }
             if let Some(finish) = pieces.last().and_then(|piece| piece.finish) {
                 let times = respond.meter.succeed();
-                return Ok(Self { respond, pieces, finish, times });
+                return Ok(Self {
+                    respond,
+                    pieces,
+                    finish,
+                    times,
+                });
             }
         }
     }
 
     /// Follows several sequences of one request; the first failure fails all.
     pub(crate) async fn collect_all(responds: Vec<Respond>) -> Result<Vec<Self>, ApiError> {
-        join_all(responds.into_iter().map(Self::collect)).await.into_iter().collect()
+        join_all(responds.into_iter().map(Self::collect))
+            .await
+            .into_iter()
+            .collect()
     }
 
     /// Text that was shown, for the APIs that hide stop strings.
     pub(crate) fn shown_text(&self) -> String {
-        self.pieces.iter().map(|piece| piece.text.as_str()).collect()
+        self.pieces
+            .iter()
+            .map(|piece| piece.text.as_str())
+            .collect()
     }
 
     /// What decides which of several sequences is the best: log-probability per token, so that a
@@ -71,7 +82,10 @@ pub(crate) fn compute_headers(app: &App, characters: usize) -> HeaderMap {
     if let Ok(kind) = HeaderValue::from_str(&app.compute_type()) {
         headers.insert(HeaderName::from_static("x-compute-type"), kind);
     }
-    headers.insert(HeaderName::from_static("x-compute-characters"), characters.into());
+    headers.insert(
+        HeaderName::from_static("x-compute-characters"),
+        characters.into(),
+    );
     headers
 }
 
@@ -94,7 +108,10 @@ pub(crate) fn cost_headers(
         u64::try_from(sum.as_millis()).unwrap_or(u64::MAX)
     };
     let tokens = |count: fn(&Respond) -> u32| -> u64 {
-        answers.iter().map(|answer| u64::from(count(&answer.respond))).sum()
+        answers
+            .iter()
+            .map(|answer| u64::from(count(&answer.respond)))
+            .sum()
     };
     let values = [
         ("x-total-time", millis(|times| times.total)),
@@ -103,7 +120,10 @@ pub(crate) fn cost_headers(
         ("x-inference-time", millis(|times| times.inference)),
         ("x-time-per-token", millis(|times| times.per_token)),
         ("x-prompt-tokens", tokens(|respond| respond.meter.input)),
-        ("x-generated-tokens", tokens(|respond| respond.meter.generated)),
+        (
+            "x-generated-tokens",
+            tokens(|respond| respond.meter.generated),
+        ),
     ];
     for (name, value) in values {
         headers.insert(HeaderName::from_static(name), value.into());

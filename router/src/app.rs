@@ -55,9 +55,18 @@ pub(crate) struct Ready {
 
 impl App {
     pub(crate) fn new(serve: Serve, backend: Backend, metrics: Arc<Metrics>) -> Self {
-        let permits = serve.requests.max_concurrent_requests.min(Semaphore::MAX_PERMITS);
+        let permits = serve
+            .requests
+            .max_concurrent_requests
+            .min(Semaphore::MAX_PERMITS);
         let permits = Arc::new(Semaphore::new(permits));
-        Self { serve, backend, text: OnceLock::new(), metrics, permits }
+        Self {
+            serve,
+            backend,
+            text: OnceLock::new(),
+            metrics,
+            permits,
+        }
     }
 
     /// Whether requests can be served, and what by.
@@ -68,7 +77,10 @@ impl App {
             EngineState::Draining => return Err(ApiError::Unhealthy(Unready::Draining)),
             EngineState::Down { .. } => return Err(ApiError::Unhealthy(Unready::Down)),
         };
-        let text = self.text.get().ok_or(ApiError::Unhealthy(Unready::Loading))?;
+        let text = self
+            .text
+            .get()
+            .ok_or(ApiError::Unhealthy(Unready::Loading))?;
         Ok(Ready::new(&self.serve, facts, Arc::clone(text)))
     }
 
@@ -95,7 +107,9 @@ impl App {
 
     /// The name a reply calls the model by: what was asked for, unless that was TGI's placeholder.
     pub(crate) fn model_name<'a>(&'a self, asked: Option<&'a str>) -> &'a str {
-        asked.filter(|name| !name.is_empty() && *name != "tgi").unwrap_or(&self.serve.model.id)
+        asked
+            .filter(|name| !name.is_empty() && *name != "tgi")
+            .unwrap_or(&self.serve.model.id)
     }
 }
 
@@ -119,10 +133,21 @@ impl Text {
 impl Ready {
     pub(crate) fn new(serve: &Serve, facts: Arc<Facts>, text: Arc<Text>) -> Self {
         let fits = facts.limits.sequence_tokens_max().0;
-        let total_max = serve.requests.max_total_tokens.map_or(fits, |max| max.min(fits));
+        let total_max = serve
+            .requests
+            .max_total_tokens
+            .map_or(fits, |max| max.min(fits));
         let room = total_max.saturating_sub(1);
-        let input_max = serve.requests.max_input_tokens.map_or(room, |max| max.min(room));
-        Self { text, facts, input_max, total_max }
+        let input_max = serve
+            .requests
+            .max_input_tokens
+            .map_or(room, |max| max.min(room));
+        Self {
+            text,
+            facts,
+            input_max,
+            total_max,
+        }
     }
 }
 
@@ -138,7 +163,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(openai::completions::completions))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), count))
         .route("/tokenize", post(tgi::tokenize::tokenize))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), access::authorize));
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            access::authorize,
+        ));
     let open = Router::new()
         .route("/", get(ops::health_root))
         .route("/health", get(ops::health))
@@ -154,7 +182,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .merge(counted)
         .merge(open)
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), access::cors))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            access::cors,
+        ))
         .with_state(app)
 }
 

@@ -28,8 +28,14 @@ pub(crate) enum ApiError {
     Tool(ToolRefusal),
     #[error("`suffix` is not supported: put the text that follows into the prompt")]
     Suffix,
-    #[error("`{field}` asks for {given} sequences; at most {max} (`max_client_batch_size`) are served")]
-    BatchSize { field: &'static str, given: usize, max: usize },
+    #[error(
+        "`{field}` asks for {given} sequences; at most {max} (`max_client_batch_size`) are served"
+    )]
+    BatchSize {
+        field: &'static str,
+        given: usize,
+        max: usize,
+    },
     #[error("Request failed during generation: {0}")]
     Generation(Fault),
     #[error("Incomplete generation")]
@@ -113,15 +119,28 @@ pub(crate) enum Invalid {
     #[error("`{field}` must be strictly positive. Given: {given}")]
     NoCount { field: &'static str, given: i64 },
     #[error("`{field}` must be >= {min:?} and <= {max:?}. Given: {given}")]
-    Range { field: &'static str, min: f32, max: f32, given: f32 },
+    Range {
+        field: &'static str,
+        min: f32,
+        max: f32,
+        given: f32,
+    },
     #[error("`{field}` must be > 0.0 and <= 1.0. Given: {given}")]
     Mass { field: &'static str, given: f32 },
     #[error("`stop` supports up to {max} stop sequences. Given: {given}")]
     StopSequence { max: usize, given: usize },
     #[error("`{field}` must be >= 0 and <= {max}. Given: {given}")]
-    TopTokens { field: &'static str, max: u32, given: u32 },
+    TopTokens {
+        field: &'static str,
+        max: u32,
+        given: u32,
+    },
     #[error("`{field}` has {given} entries; at most {max} are allowed")]
-    TooMany { field: &'static str, max: usize, given: usize },
+    TooMany {
+        field: &'static str,
+        max: usize,
+        given: usize,
+    },
     #[error("`logit_bias` names the token {given:?}; ids are integers >= 0 and < {vocab_size}")]
     BiasToken { vocab_size: u32, given: String },
     #[error("`{field}` cannot be empty")]
@@ -144,7 +163,11 @@ pub(crate) enum Invalid {
     #[error("`{field}` is not supported yet")]
     Unsupported { field: &'static str },
     #[error("`messages[{message}].content[{part}]` is {kind:?}; only \"text\" is supported")]
-    ContentPart { message: usize, part: usize, kind: String },
+    ContentPart {
+        message: usize,
+        part: usize,
+        kind: String,
+    },
 }
 
 /// The body of every error of ours, as TGI's clients read it.
@@ -214,7 +237,10 @@ impl ApiError {
 
     /// The body, also the payload of the error event in a stream of TGI's routes.
     pub(crate) fn body(&self) -> ErrorBody {
-        ErrorBody { error: self.to_string(), error_type: self.kind() }
+        ErrorBody {
+            error: self.to_string(),
+            error_type: self.kind(),
+        }
     }
 }
 
@@ -222,12 +248,15 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let class = FailureClass(self.class());
-        let mut response = match &self {
-            Self::Body(error) => (status, error.to_string()).into_response(),
-            _ => (status, Json(self.body())).into_response(),
+        let mut response = if let Self::Body(error) = &self {
+            (status, error.to_string()).into_response()
+        } else {
+            (status, Json(self.body())).into_response()
         };
         if matches!(self, Self::Overloaded(_) | Self::Unhealthy(_)) {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S);
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, RETRY_AFTER_S);
         }
         response.extensions_mut().insert(class);
         response

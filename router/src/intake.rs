@@ -22,6 +22,7 @@ pub(crate) struct Intake {
     permits: OwnedSemaphorePermit,
     received: Instant,
     manner: Manner,
+    submitted: usize,
 }
 
 /// Text to be continued.
@@ -46,7 +47,15 @@ impl Intake {
         let ready = app.ready()?;
         let permits = app.permit(sequences)?;
         let checked = ask.check(&app.serve.requests, ready.facts.limits.vocab_size)?;
-        Ok(Self { app: Arc::clone(app), ready, checked, permits, received, manner })
+        Ok(Self {
+            app: Arc::clone(app),
+            ready,
+            checked,
+            permits,
+            received,
+            manner,
+            submitted: 0,
+        })
     }
 
     /// Submits `copies` sequences of one prompt; resolves when the engine has admitted them.
@@ -59,19 +68,30 @@ impl Intake {
             return Err(Invalid::Empty { field: "inputs" }.into());
         }
         self.checked.check_truncate(&self.ready)?;
-        let encoding =
-            encode(&self.ready.text, prompt.text, prompt.add_special_tokens).await?;
+        let encoding = encode(&self.ready.text, prompt.text, prompt.add_special_tokens).await?;
         let ids = self.checked.kept(&encoding.ids);
-        let requests = self.checked.requests(ids, &self.ready, copies)?;
+        // A seed that was given is each prompt's own; one that was not differs everywhere.
+        let first = if self.checked.seeded {
+            0
+        } else {
+            self.submitted
+        };
+        let numbers = first..first + copies;
+        self.submitted += copies;
+        let requests = self.checked.requests(ids, &self.ready, numbers.clone())?;
         let mut responds = Vec::with_capacity(copies);
-        for (copy, request) in requests.into_iter().enumerate() {
+        for (copy, request) in numbers.zip(requests) {
             let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
             self.app.metrics.accepted(input, request.tokens_max().0);
-            let clock = Clock { received: self.received, submitted: Instant::now() };
+            let clock = Clock {
+                received: self.received,
+                submitted: Instant::now(),
+            };
             let source = self.app.backend.submit(request.clone()).await?;
-            let permit = self.permits.split(1).expect(
-                "a request takes a permit for each of its sequences; this is a router bug",
-            );
+            let permit = self
+                .permits
+                .split(1)
+                .expect("a request takes a permit for each of its sequences; this is a router bug");
             let metrics = Arc::clone(&self.app.metrics);
             let meter = Meter::new(metrics, permit, clock, input, self.checked.seed(copy));
             let rules = Rules {
@@ -101,7 +121,10 @@ pub(crate) async fn encode(
     };
     text.pool
         .submit(prompt, add_special_tokens, deliver)
-        .map_err(|full| Overload::Encode { waiting: full.waiting, queue_max: full.queue_max })
+        .map_err(|full| Overload::Encode {
+            waiting: full.waiting,
+            queue_max: full.queue_max,
+        })
         .map_err(ApiError::Overloaded)?;
     let encoding = encoded.await.map_err(|_| ApiError::Incomplete)?;
     encoding.map_err(|error| Invalid::Tokenizer(error.to_string()).into())

@@ -56,12 +56,15 @@ pub(crate) struct Served {
 impl Metrics {
     /// Registers everything that does not depend on the limits.
     pub(crate) fn new(registry: Registry) -> Self {
-        let counter = |name: &str, help: &str| {
-            register(&registry, IntCounter::new(name, help))
-        };
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
         let duration = |name: &str, help: &str| {
-            let buckets = (1..=DURATION_BUCKETS).map(|k| 0.0001 * 1.5_f64.powi(k)).collect();
-            register(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+            let buckets = (1..=DURATION_BUCKETS)
+                .map(|k| 0.0001 * 1.5_f64.powi(k))
+                .collect();
+            register(
+                &registry,
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)),
+            )
         };
         let failure = IntCounterVec::new(
             Opts::new("tgi_request_failure", "Requests that failed, by reason"),
@@ -76,8 +79,14 @@ impl Metrics {
                 "tgi_request_validation_duration",
                 "Seconds spent on validation and tokenization",
             ),
-            queue: duration("tgi_request_queue_duration", "Seconds spent waiting for the model"),
-            inference: duration("tgi_request_inference_duration", "Seconds spent in the model"),
+            queue: duration(
+                "tgi_request_queue_duration",
+                "Seconds spent waiting for the model",
+            ),
+            inference: duration(
+                "tgi_request_inference_duration",
+                "Seconds spent in the model",
+            ),
             per_token: duration(
                 "tgi_request_mean_time_per_token_duration",
                 "Seconds in the model divided by generated tokens",
@@ -105,7 +114,11 @@ impl Metrics {
                 "Tokens generated per sequence",
                 total_max,
             ),
-            input: linear("tgi_request_input_length", "Prompt tokens per request", input_max),
+            input: linear(
+                "tgi_request_input_length",
+                "Prompt tokens per request",
+                input_max,
+            ),
             new_max: linear(
                 "tgi_request_max_new_tokens",
                 "New tokens allowed per request",

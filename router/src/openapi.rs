@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::{Content, Ref};
@@ -27,6 +28,9 @@ use crate::{openai, ops, tgi};
 )]
 struct Document;
 
+/// Where a path says what its events look like.
+const STREAM_SCHEMA: &str = "/post/responses/200/content/text~1event-stream/schema";
+
 /// The answers that every route with a body has besides its own.
 struct Refusals;
 
@@ -34,20 +38,39 @@ struct Refusals;
 const REFUSALS: [(&str, &str, bool, bool); 9] = [
     ("400", "The body is not JSON", false, true),
     ("401", "The API key is missing or wrong", false, false),
-    ("413", "The body is larger than `payload_limit`", false, true),
+    (
+        "413",
+        "The body is larger than `payload_limit`",
+        false,
+        true,
+    ),
     ("415", "The content type is not JSON", false, true),
-    ("422", "A field has the wrong type or an impossible value", true, true),
+    (
+        "422",
+        "A field has the wrong type or an impossible value",
+        true,
+        true,
+    ),
     ("424", "Generation failed", true, false),
     ("429", "The model is overloaded", true, false),
     ("500", "Generation did not come to its end", true, false),
-    ("503", "The model is loading or the server is stopping", true, false),
+    (
+        "503",
+        "The model is loading or the server is stopping",
+        true,
+        false,
+    ),
 ];
 
 // === impl Refusals ===
 
 impl Modify for Refusals {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let posts = document.paths.paths.values_mut().filter_map(|path| path.post.as_mut());
+        let posts = document
+            .paths
+            .paths
+            .values_mut()
+            .filter_map(|path| path.post.as_mut());
         posts.for_each(add_refusals);
     }
 }
@@ -57,9 +80,39 @@ impl Modify for Refusals {
 /// The document, as OpenAPI 3.1.
 pub(crate) async fn document() -> Response {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
-        Document::openapi().to_json().expect("the document is plain data; this is a router bug")
+        let mut document = serde_json::to_value(Document::openapi())
+            .expect("the document is plain data; this is a router bug");
+        for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
+            let failure = if path.starts_with("/v1/") {
+                "StreamError"
+            } else {
+                "ErrorBody"
+            };
+            if let Some(schema) = item.pointer_mut(STREAM_SCHEMA) {
+                *schema = stream_event(&schema.take(), failure);
+            }
+        }
+        document.to_string()
     });
     ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+}
+
+/// The schema of one event: an object whose `data` is text, as the OpenAPI Initiative describes
+/// server-sent events, and the text is JSON. Streams of `StreamError` end with `[DONE]`.
+fn stream_event(payload: &Value, failure: &str) -> Value {
+    let failure_schema = json!({"$ref": format!("#/components/schemas/{failure}")});
+    let mut data = vec![json!({
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [payload, failure_schema]},
+    })];
+    if failure == "StreamError" {
+        data.push(json!({"const": "[DONE]"}));
+    }
+    json!({
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": data}},
+    })
 }
 
 fn add_refusals(operation: &mut Operation) {
@@ -73,6 +126,9 @@ fn add_refusals(operation: &mut Operation) {
             let schema = utoipa::schema!(String).build();
             response = response.content("text/plain", Content::new(Some(schema)));
         }
-        operation.responses.responses.insert(status.to_owned(), response.build().into());
+        operation
+            .responses
+            .responses
+            .insert(status.to_owned(), response.build().into());
     }
 }

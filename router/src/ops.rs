@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 
 use crate::app::App;
 use crate::error::ErrorBody;
@@ -25,7 +25,10 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
     if app.ready().is_ok() {
         return StatusCode::OK.into_response();
     }
-    let body = ErrorBody { error: "unhealthy".to_owned(), error_type: "healthcheck" };
+    let body = ErrorBody {
+        error: "unhealthy".to_owned(),
+        error_type: "healthcheck",
+    };
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 

@@ -226,7 +226,14 @@ impl Respond {
         self.match_stops(id, special, last, &mut text);
         let stopped = self.stopped.is_some() && !last;
         let finish = stopped.then_some(Finish::StopSequence);
-        let piece = Piece { id, text, logprob: token.logprob, special, top: token.top, finish };
+        let piece = Piece {
+            id,
+            text,
+            logprob: token.logprob,
+            special,
+            top: token.top,
+            finish,
+        };
         if stopped {
             self.source.finish(FinishReason::StopText);
         }

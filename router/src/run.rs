@@ -13,7 +13,7 @@ use headrace_engine::{
 };
 use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
 use prometheus::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -24,6 +24,9 @@ use crate::backend::Backend;
 use crate::metrics::Metrics;
 use crate::telemetry;
 
+/// Connections that may wait to be accepted; the kernel's own limit is usually this.
+const BACKLOG: u32 = 4096;
+
 /// What clients of a lost group have to read their last event.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -33,7 +36,10 @@ enum RunError {
     #[error("the runtime cannot be started: {0}")]
     Runtime(std::io::Error),
     #[error("port {address} cannot be listened on: {source}")]
-    Bind { address: SocketAddr, source: std::io::Error },
+    Bind {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
     #[error("signals cannot be listened to: {0}")]
     Signal(std::io::Error),
     #[error("{0}")]
@@ -62,7 +68,9 @@ pub fn run(serve: Serve) -> ExitCode {
     if let Err(error) = telemetry::start(&serve.telemetry) {
         return fail(&error.to_string());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let result = runtime.map_err(RunError::Runtime).and_then(|runtime| {
         let result = runtime.block_on(serve_until_stopped(serve));
         // Encoding that still runs is not waited for.
@@ -79,9 +87,10 @@ async fn serve_until_stopped(serve: Serve) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
     let address = SocketAddr::new(hostname(&serve), serve.http.port);
-    let bound = TcpListener::bind(address).await;
-    let listener = bound.map_err(|source| RunError::Bind { address, source })?;
-    let port = listener.local_addr().map_or(serve.http.port, |address| address.port());
+    let listener = listen_on(address).map_err(|source| RunError::Bind { address, source })?;
+    let port = listener
+        .local_addr()
+        .map_or(serve.http.port, |address| address.port());
     control(&serde_json::json!({"event": "listening", "port": port}));
 
     let registry = Registry::new();
@@ -103,7 +112,10 @@ async fn serve_until_stopped(serve: Serve) -> Result<(), RunError> {
             tracing::info!(patience = ?patience, "Stopping: no new requests, running ones end");
             let started = tokio::time::Instant::now();
             engine.drain(patience).await;
-            (Ok(()), patience.saturating_sub(started.elapsed()).max(FAREWELL))
+            (
+                Ok(()),
+                patience.saturating_sub(started.elapsed()).max(FAREWELL),
+            )
         }
         End::Engine(result) => (result, FAREWELL),
     };
@@ -127,7 +139,9 @@ async fn live(
         tracing::error!("The tokenizer was loaded twice; this is a router bug");
     }
     let mut state = engine.watch();
-    let settled = state.wait_for(|state| !matches!(state, EngineState::Loading)).await;
+    let settled = state
+        .wait_for(|state| !matches!(state, EngineState::Loading))
+        .await;
     let facts = match settled.as_deref() {
         Ok(EngineState::Ready(facts)) => Some(Arc::clone(facts)),
         _ => None,
@@ -166,8 +180,17 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
     let queue_max = requests.max_concurrent_requests.max(1);
     Ok(Text {
         template,
-        pool: EncodePool::new(Arc::clone(&tokenizer), requests.validation_workers, queue_max),
-        ending: tokenizer.ending_ids().iter().copied().map(TokenId).collect(),
+        pool: EncodePool::new(
+            Arc::clone(&tokenizer),
+            requests.validation_workers,
+            queue_max,
+        ),
+        ending: tokenizer
+            .ending_ids()
+            .iter()
+            .copied()
+            .map(TokenId)
+            .collect(),
         tokenizer,
     })
 }
@@ -175,7 +198,11 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
 fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
     let (engine, device) = (&serve.engine, &serve.device);
     EngineConfig {
-        sockets: serve.shards.iter().map(|shard| shard.socket.clone()).collect(),
+        sockets: serve
+            .shards
+            .iter()
+            .map(|shard| shard.socket.clone())
+            .collect(),
         block_tokens: engine.block_tokens,
         blocks_max: engine.blocks_max,
         running_max: engine.running_max,
@@ -211,10 +238,26 @@ async fn listen(listener: TcpListener, app: Arc<App>, closing: CancellationToken
 
 // === free functions ===
 
+/// Listens with room for a burst of connections: the standard library's 128 make the kernel drop
+/// the rest, and a client tries again only after a second.
+fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// The address to bind; a name that is none (containers export theirs) means every address.
 fn hostname(serve: &Serve) -> IpAddr {
     serve.http.hostname.parse().unwrap_or_else(|_| {
-        tracing::warn!(hostname = serve.http.hostname, "Not an address; listening on 0.0.0.0");
+        tracing::warn!(
+            hostname = serve.http.hostname,
+            "Not an address; listening on 0.0.0.0"
+        );
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
     })
 }

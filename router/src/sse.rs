@@ -62,7 +62,10 @@ pub(crate) fn frames<F: Frames>(respond: Respond, frames: F) -> impl Stream<Item
 pub(crate) fn response(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     let body = Body::from_stream(KeepAlive::new(Box::pin(events), KEEP_ALIVE));
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream"),
+        ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];
@@ -128,7 +131,12 @@ impl<F: Frames> Writer<F> {
 
 impl<S> KeepAlive<S> {
     pub(crate) fn new(inner: Pin<Box<S>>, period: Duration) -> Self {
-        Self { inner, period, timer: Box::pin(sleep(period)), last: Instant::now() }
+        Self {
+            inner,
+            period,
+            timer: Box::pin(sleep(period)),
+            last: Instant::now(),
+        }
     }
 }
 

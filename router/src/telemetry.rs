@@ -12,8 +12,10 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 const DEFAULT_LEVEL: &str = "info";
 
 /// TGI's names in filters, and ours.
-const TARGETS: [(&str, &str); 2] =
-    [("text_generation_router", "headrace"), ("text_generation_launcher", "headrace_launcher")];
+const TARGETS: [(&str, &str); 2] = [
+    ("text_generation_router", "headrace"),
+    ("text_generation_launcher", "headrace_launcher"),
+];
 
 /// Starts logging for the whole process. Fails when it was started before.
 pub(crate) fn start(telemetry: &Telemetry) -> Result<(), TryInitError> {
@@ -23,10 +25,15 @@ pub(crate) fn start(telemetry: &Telemetry) -> Result<(), TryInitError> {
     if telemetry.json_output {
         registry.with(layer.json().flatten_event(true)).try_init()?;
     } else {
-        registry.with(layer.with_ansi(stderr().is_terminal())).try_init()?;
+        registry
+            .with(layer.with_ansi(stderr().is_terminal()))
+            .try_init()?;
     }
     if misread {
-        tracing::warn!(log_level = telemetry.log_level, "The log level is no filter; using info");
+        tracing::warn!(
+            log_level = telemetry.log_level,
+            "The log level is no filter; using info"
+        );
     }
     Ok(())
 }

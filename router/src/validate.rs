@@ -2,6 +2,7 @@
 //! TGI's order, and each refusal names the field and its limit.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 
 use headrace_config::Requests;
 use headrace_engine::{Request, RequestError, RequestSpec, Sampling, TokenId, Tokens};
@@ -24,6 +25,7 @@ const BIAS_MAX: f32 = 100.0;
 
 /// Parameters of every API in one shape, unchecked. `None` is "not given".
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of an API")]
 pub(crate) struct Ask {
     pub(crate) best_of: Option<usize>,
     pub(crate) temperature: Option<f32>,
@@ -57,10 +59,13 @@ pub(crate) struct Ask {
 
 /// Parameters that are in order by themselves; only lengths are unchecked.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of an API")]
 pub(crate) struct Checked {
     sampling: Sampling,
     /// Whether tokens are drawn, so that the seed means something.
     pub(crate) sampled: bool,
+    /// Whether the caller chose the seed.
+    pub(crate) seeded: bool,
     pub(crate) best_of: usize,
     pub(crate) stop: Vec<String>,
     pub(crate) truncate: Option<usize>,
@@ -77,7 +82,10 @@ impl Ask {
         let best_of = self.check_best_of(bounds)?;
         let sampling = self.check_sampling(vocab_size)?;
         if self.tokens_max == Some(0) {
-            return Err(Invalid::NoCount { field: "max_new_tokens", given: 0 });
+            return Err(Invalid::NoCount {
+                field: "max_new_tokens",
+                given: 0,
+            });
         }
         if self.stop.len() > bounds.max_stop_sequences {
             let (max, given) = (bounds.max_stop_sequences, self.stop.len());
@@ -98,10 +106,17 @@ impl Ask {
         }
         Ok(Checked {
             sampled: sampling.temperature > 0.0,
+            seeded: self.seed.is_some(),
             sampling,
             best_of,
-            stop: self.stop.into_iter().filter(|stop| !stop.is_empty()).collect(),
-            truncate: self.truncate.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            stop: self
+                .stop
+                .into_iter()
+                .filter(|stop| !stop.is_empty())
+                .collect(),
+            truncate: self
+                .truncate
+                .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
             tokens_max: self.tokens_max,
             ignore_eos: self.ignore_eos,
             prompt_logprobs: self.prompt_logprobs,
@@ -121,10 +136,10 @@ impl Ask {
     /// Whether tokens are drawn. A warper at its neutral value does not ask for it, as in TGI's
     /// shard; several sequences of one prompt only differ when they are drawn.
     fn is_sampled(&self) -> bool {
-        !self.greedy
-            && (self.do_sample || self.best_of.unwrap_or(1) > 1 || self.is_warped())
+        !self.greedy && (self.do_sample || self.best_of.unwrap_or(1) > 1 || self.is_warped())
     }
 
+    #[expect(clippy::float_cmp, reason = "only the neutral value itself is neutral")]
     fn is_warped(&self) -> bool {
         self.temperature.is_some_and(|t| t != 1.0)
             || self.top_k.is_some_and(|k| k != 0)
@@ -139,7 +154,10 @@ impl Ask {
             return Err(Invalid::BestOfDisabled { given: best_of });
         }
         if best_of == 0 || best_of > max.max(1) {
-            return Err(Invalid::BestOf { max, given: best_of });
+            return Err(Invalid::BestOf {
+                max,
+                given: best_of,
+            });
         }
         if best_of > 1 && !self.asks_for_sampling() {
             return Err(Invalid::BestOfSampling { given: best_of });
@@ -156,7 +174,12 @@ impl Ask {
         let typical_p = mass("typical_p", self.typical_p)?;
         let min_p = within("min_p", self.min_p.unwrap_or(0.0), 0.0, 1.0)?;
         let top_k = match self.top_k {
-            Some(given) if given <= 0 => return Err(Invalid::NoCount { field: "top_k", given }),
+            Some(given) if given <= 0 => {
+                return Err(Invalid::NoCount {
+                    field: "top_k",
+                    given,
+                });
+            }
             Some(given) => u32::try_from(given).unwrap_or(u32::MAX),
             None => 0,
         };
@@ -191,9 +214,10 @@ impl Checked {
     pub(crate) fn check_truncate(&self, ready: &Ready) -> Result<(), Invalid> {
         let max = ready.input_max;
         match self.truncate {
-            Some(given) if given == 0 || given > max as usize => {
-                Err(Invalid::Truncate { max, given: given as u64 })
-            }
+            Some(given) if given == 0 || given > max as usize => Err(Invalid::Truncate {
+                max,
+                given: given as u64,
+            }),
             _ => Ok(()),
         }
     }
@@ -204,27 +228,39 @@ impl Checked {
         &ids[ids.len().saturating_sub(kept)..]
     }
 
-    /// The requests of `copies` sequences of one prompt. Lengths are checked here.
+    /// The requests of some sequences of one prompt, whose seeds are derived by these numbers.
+    /// Lengths are checked here.
     pub(crate) fn requests(
         &self,
         ids: &[u32],
         ready: &Ready,
-        copies: usize,
+        copies: Range<usize>,
     ) -> Result<Vec<Request>, Invalid> {
         let input = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let new = self.tokens_max.unwrap_or(1);
         let counted = new.min(NEW_TOKENS_COUNTED_MAX);
         if self.tokens_max.is_some() && input.saturating_add(counted) > ready.total_max {
-            return Err(Invalid::TotalTokens { max: ready.total_max, input, new });
+            return Err(Invalid::TotalTokens {
+                max: ready.total_max,
+                input,
+                new,
+            });
         }
         if input > ready.input_max {
-            return Err(Invalid::InputTokens { max: ready.input_max, given: input });
+            return Err(Invalid::InputTokens {
+                max: ready.input_max,
+                given: input,
+            });
         }
         let room = ready.total_max.saturating_sub(input);
         let spec = RequestSpec {
             prompt: ids.iter().copied().map(TokenId).collect(),
             sampling: self.sampling.clone(),
-            ending: if self.ignore_eos { Vec::new() } else { ready.text.ending.clone() },
+            ending: if self.ignore_eos {
+                Vec::new()
+            } else {
+                ready.text.ending.clone()
+            },
             tokens_max: Some(Tokens(self.tokens_max.map_or(room, |new| new.min(room)))),
             prompt_logprobs: self.prompt_logprobs,
             trace: None,
@@ -235,7 +271,7 @@ impl Checked {
             spec.sampling.seed = derive_seed(spec.sampling.seed, index);
             Request::new(spec, limits).map_err(|error| named(&error))
         };
-        (0..copies).map(copy).collect()
+        copies.map(copy).collect()
     }
 }
 
@@ -268,7 +304,12 @@ fn within(field: &'static str, given: f32, min: f32, max: f32) -> Result<f32, In
     if (min..=max).contains(&given) {
         Ok(given)
     } else {
-        Err(Invalid::Range { field, min, max, given })
+        Err(Invalid::Range {
+            field,
+            min,
+            max,
+            given,
+        })
     }
 }
 
@@ -283,14 +324,24 @@ fn mass(field: &'static str, given: Option<f32>) -> Result<f32, Invalid> {
 fn check_bias(bias: &[(String, f32)], vocab_size: u32) -> Result<Vec<(TokenId, f32)>, Invalid> {
     if bias.len() > LOGIT_BIAS_MAX {
         let (max, given) = (LOGIT_BIAS_MAX, bias.len());
-        return Err(Invalid::TooMany { field: "logit_bias", max, given });
+        return Err(Invalid::TooMany {
+            field: "logit_bias",
+            max,
+            given,
+        });
     }
     let entry = |(id, value): &(String, f32)| {
         let known = id.trim().parse::<u32>().ok().filter(|id| *id < vocab_size);
         let Some(known) = known else {
-            return Err(Invalid::BiasToken { vocab_size, given: id.clone() });
+            return Err(Invalid::BiasToken {
+                vocab_size,
+                given: id.clone(),
+            });
         };
-        Ok((TokenId(known), within("logit_bias", *value, -BIAS_MAX, BIAS_MAX)?))
+        Ok((
+            TokenId(known),
+            within("logit_bias", *value, -BIAS_MAX, BIAS_MAX)?,
+        ))
     };
     bias.iter().map(entry).collect()
 }
@@ -299,13 +350,23 @@ fn check_bias(bias: &[(String, f32)], vocab_size: u32) -> Result<Vec<(TokenId, f
 fn named(error: &RequestError) -> Invalid {
     match *error {
         RequestError::EmptyPrompt => Invalid::Empty { field: "inputs" },
-        RequestError::PromptTooLong { tokens, tokens_max } => {
-            Invalid::InputTokens { max: tokens_max, given: tokens }
-        }
-        RequestError::TotalTooLong { prompt, new, tokens_max } => {
-            Invalid::TotalTokens { max: tokens_max, input: prompt, new }
-        }
-        RequestError::NoNewTokens => Invalid::NoCount { field: "max_new_tokens", given: 0 },
+        RequestError::PromptTooLong { tokens, tokens_max } => Invalid::InputTokens {
+            max: tokens_max,
+            given: tokens,
+        },
+        RequestError::TotalTooLong {
+            prompt,
+            new,
+            tokens_max,
+        } => Invalid::TotalTokens {
+            max: tokens_max,
+            input: prompt,
+            new,
+        },
+        RequestError::NoNewTokens => Invalid::NoCount {
+            field: "max_new_tokens",
+            given: 0,
+        },
         RequestError::UnknownToken { id, vocab_size } => Invalid::UnknownToken { id, vocab_size },
     }
 }

@@ -59,7 +59,15 @@ pub(crate) async fn chat(
     let options = body.stream_options.take().unwrap_or_default();
     let text = render(&intake.ready.text, body)?;
     let characters = text.chars().count();
-    let responds = intake.submit(Prompt { text, add_special_tokens: false }, copies).await?;
+    let responds = intake
+        .submit(
+            Prompt {
+                text,
+                add_special_tokens: false,
+            },
+            copies,
+        )
+        .await?;
     if stream {
         let headers = compute_headers(&app, characters);
         let usage = options.include_usage.unwrap_or(false);
@@ -108,12 +116,15 @@ impl Frames for ChatFrames {
         } else if piece.text.is_empty() && !self.logprobs {
             return;
         }
-        let logprobs = self
-            .logprobs
-            .then(|| ChatLogprobs { content: vec![logprob(&respond.text, piece)] });
+        let logprobs = self.logprobs.then(|| ChatLogprobs {
+            content: vec![logprob(&respond.text, piece)],
+        });
         let choice = ChunkChoice {
             index: self.index,
-            delta: Delta { role: ROLE, content: &piece.text },
+            delta: Delta {
+                role: ROLE,
+                content: &piece.text,
+            },
             logprobs,
             finish_reason: piece.finish.map(Finish::as_openai),
         };
@@ -129,11 +140,17 @@ impl Frames for ChatFrames {
 
 fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
     let has_tools = body.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-    let wants_none = body.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+    let wants_none = body
+        .tool_choice
+        .as_ref()
+        .is_some_and(|choice| choice == "none");
     if has_tools && !wants_none {
         return Err(ApiError::Tool(ToolRefusal::Unsupported));
     }
-    let grammar = body.response_format.as_ref().filter(|format| format.kind != "text");
+    let grammar = body
+        .response_format
+        .as_ref()
+        .filter(|format| format.kind != "text");
     Ok(Ask {
         tokens_max: body.max_completion_tokens.or(body.max_tokens),
         top_n: body.top_logprobs,
@@ -151,13 +168,15 @@ fn flat(index: usize, message: Message) -> Result<Value, Invalid> {
         Some(Content::Parts(parts)) => {
             let mut text = String::new();
             for (part, content) in parts.into_iter().enumerate() {
-                match (content.kind.as_str(), content.text) {
-                    ("text", Some(more)) => text.push_str(&more),
-                    _ => {
-                        let (message, kind) = (index, content.kind);
-                        return Err(Invalid::ContentPart { message, part, kind });
-                    }
-                }
+                let (Some(more), "text") = (content.text, content.kind.as_str()) else {
+                    let (message, kind) = (index, content.kind);
+                    return Err(Invalid::ContentPart {
+                        message,
+                        part,
+                        kind,
+                    });
+                };
+                text.push_str(&more);
             }
             Value::String(text)
         }
@@ -169,7 +188,10 @@ fn flat(index: usize, message: Message) -> Result<Value, Invalid> {
         ("name", message.name.map(Value::String)),
         ("tool_calls", message.tool_calls.map(Value::Array)),
         ("tool_call_id", message.tool_call_id.map(Value::String)),
-        ("reasoning_content", message.reasoning_content.map(Value::String)),
+        (
+            "reasoning_content",
+            message.reasoning_content.map(Value::String),
+        ),
     ];
     for (key, value) in optional {
         if let Some(value) = value {
@@ -184,7 +206,15 @@ fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool, tells_usage: boo
     let usage = UsageSum::new(responds.first().map_or(0, |respond| respond.meter.input));
     let sequences = responds.into_iter().enumerate().map(|(index, respond)| {
         let (head, usage) = (Arc::clone(&head), Arc::clone(&usage));
-        sse::frames(respond, ChatFrames { head, index, logprobs, usage })
+        sse::frames(
+            respond,
+            ChatFrames {
+                head,
+                index,
+                logprobs,
+                usage,
+            },
+        )
     });
     let sequences = sequences.collect();
     let tail = move || {
@@ -211,15 +241,25 @@ fn chunk(head: &Head, choices: &[ChunkChoice<'_>], usage: Option<Usage>, out: &m
 }
 
 fn completion(head: Head, answers: &[Answer], logprobs: bool) -> ChatCompletion {
-    let prompt = answers.first().map_or(0, |answer| answer.respond.meter.input);
-    let completion = answers.iter().map(|answer| answer.respond.meter.generated).sum();
+    let prompt = answers
+        .first()
+        .map_or(0, |answer| answer.respond.meter.input);
+    let completion = answers
+        .iter()
+        .map(|answer| answer.respond.meter.generated)
+        .sum();
     let choice = |(index, answer): (usize, &Answer)| ChatChoice {
         index,
-        message: AssistantMessage { role: ROLE, content: answer.shown_text() },
+        message: AssistantMessage {
+            role: ROLE,
+            content: answer.shown_text(),
+        },
         logprobs: logprobs.then(|| {
             let pieces = answer.pieces.iter();
             let text = &answer.respond.text;
-            ChatLogprobs { content: pieces.map(|piece| logprob(text, piece)).collect() }
+            ChatLogprobs {
+                content: pieces.map(|piece| logprob(text, piece)).collect(),
+            }
         }),
         finish_reason: answer.finish.as_openai(),
     };

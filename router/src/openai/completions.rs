@@ -66,7 +66,17 @@ pub(crate) async fn completions(
     let mut intake = Intake::open(&app, Manner::Completion, total, ask)?;
     let mut responds = Vec::with_capacity(total);
     for text in prompts {
-        responds.extend(intake.submit(Prompt { text, add_special_tokens: true }, copies).await?);
+        responds.extend(
+            intake
+                .submit(
+                    Prompt {
+                        text,
+                        add_special_tokens: true,
+                    },
+                    copies,
+                )
+                .await?,
+        );
     }
     if body.stream.unwrap_or(false) {
         let headers = compute_headers(&app, characters);
@@ -85,7 +95,9 @@ impl Frames for CompletionFrames {
             return;
         }
         let pieces = std::slice::from_ref(piece);
-        let logprobs = self.logprobs.then(|| columns(&respond.text, pieces, self.offset));
+        let logprobs = self
+            .logprobs
+            .then(|| columns(&respond.text, pieces, self.offset));
         self.offset += piece.text.chars().count();
         let choice = CompletionChoice {
             index: self.index,
@@ -94,7 +106,9 @@ impl Frames for CompletionFrames {
             finish_reason: piece.finish.map_or("", Finish::as_tgi),
         };
         let meter = &respond.meter;
-        let usage = piece.finish.map(|_| Usage::new(meter.input, meter.generated));
+        let usage = piece
+            .finish
+            .map(|_| Usage::new(meter.input, meter.generated));
         event(&object(&self.head, &[choice], usage), out);
     }
 
@@ -109,7 +123,15 @@ fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool) -> Response {
     let head = Arc::new(head);
     let sequences = responds.into_iter().enumerate().map(|(index, respond)| {
         let head = Arc::clone(&head);
-        sse::frames(respond, CompletionFrames { head, index, logprobs, offset: 0 })
+        sse::frames(
+            respond,
+            CompletionFrames {
+                head,
+                index,
+                logprobs,
+                offset: 0,
+            },
+        )
     });
     sse::response(joined(sequences.collect(), Bytes::new))
 }
@@ -132,19 +154,30 @@ fn object<'a>(
 
 fn completion(head: &Head, answers: &[Answer], copies: usize, logprobs: bool) -> Response {
     let texts: Vec<String> = answers.iter().map(Answer::shown_text).collect();
-    let choices = answers.iter().zip(&texts).enumerate().map(|(index, (answer, text))| {
-        let pieces = &answer.pieces;
-        CompletionChoice {
-            index,
-            text,
-            logprobs: logprobs.then(|| columns(&answer.respond.text, pieces, 0)),
-            finish_reason: answer.finish.as_openai(),
-        }
-    });
+    let choices = answers
+        .iter()
+        .zip(&texts)
+        .enumerate()
+        .map(|(index, (answer, text))| {
+            let pieces = &answer.pieces;
+            CompletionChoice {
+                index,
+                text,
+                logprobs: logprobs.then(|| columns(&answer.respond.text, pieces, 0)),
+                finish_reason: answer.finish.as_openai(),
+            }
+        });
     let choices: Vec<_> = choices.collect();
     // A prompt counts once, however many continuations it has.
-    let prompt = answers.iter().step_by(copies).map(|answer| answer.respond.meter.input).sum();
-    let generated = answers.iter().map(|answer| answer.respond.meter.generated).sum();
+    let prompt = answers
+        .iter()
+        .step_by(copies)
+        .map(|answer| answer.respond.meter.input)
+        .sum();
+    let generated = answers
+        .iter()
+        .map(|answer| answer.respond.meter.generated)
+        .sum();
     Json(object(head, &choices, Some(Usage::new(prompt, generated)))).into_response()
 }
 
@@ -154,8 +187,10 @@ fn columns(text: &Text, pieces: &[Piece], offset: usize) -> CompletionLogprobs {
     let mut offset = offset;
     for piece in pieces {
         let alternatives = text.alternatives(&piece.top);
-        let top: Map<_, _> =
-            alternatives.into_iter().map(|token| (token.text, token.logprob.into())).collect();
+        let top: Map<_, _> = alternatives
+            .into_iter()
+            .map(|token| (token.text, token.logprob.into()))
+            .collect();
         columns.tokens.push(text.tokenizer.token_text(piece.id));
         columns.token_logprobs.push(piece.logprob);
         columns.top_logprobs.push(top);

@@ -15,7 +15,10 @@ use crate::openai::wire::{Model, Models};
     responses((status = 200, description = "The models", body = Models))
 )]
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Models> {
-    Json(Models { object: "list", data: vec![model(&app)] })
+    Json(Models {
+        object: "list",
+        data: vec![model(&app)],
+    })
 }
 
 /// A model by its name.
@@ -32,12 +35,21 @@ pub(crate) async fn one(
     Path(id): Path<String>,
 ) -> Result<Json<Model>, StatusCode> {
     let model = model(&app);
-    if model.id == id { Ok(Json(model)) } else { Err(StatusCode::NOT_FOUND) }
+    if model.id == id {
+        Ok(Json(model))
+    } else {
+        Err(StatusCode::NOT_FOUND)
+    }
 }
 
 // === free functions ===
 
 fn model(app: &App) -> Model {
     let id = app.serve.model.id.clone();
-    Model { object: "model", created: 0, owned_by: id.clone(), id }
+    Model {
+        object: "model",
+        created: 0,
+        owned_by: id.clone(),
+        id,
+    }
 }

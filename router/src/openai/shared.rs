@@ -34,7 +34,9 @@ pub(crate) struct UsageSum {
 
 impl Head {
     pub(crate) fn new(app: &App, prefix: &str, model: Option<&str>) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self {
             id: format!("{prefix}-{:016x}{:016x}", random_u64(), random_u64()),
             created: since.as_secs(),
@@ -49,7 +51,10 @@ impl Head {
 impl UsageSum {
     /// A prompt counts once, however many sequences it has.
     pub(crate) fn new(prompt: u32) -> Arc<Self> {
-        Arc::new(Self { prompt: AtomicU32::new(prompt), completion: AtomicU32::new(0) })
+        Arc::new(Self {
+            prompt: AtomicU32::new(prompt),
+            completion: AtomicU32::new(0),
+        })
     }
 
     pub(crate) fn add(&self, completion: u32) {
@@ -57,7 +62,10 @@ impl UsageSum {
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        Usage::new(self.prompt.load(Ordering::Relaxed), self.completion.load(Ordering::Relaxed))
+        Usage::new(
+            self.prompt.load(Ordering::Relaxed),
+            self.completion.load(Ordering::Relaxed),
+        )
     }
 }
 
@@ -93,5 +101,13 @@ where
 /// The error event of these routes, with the status it would have had.
 pub(crate) fn failure(error: &ApiError, out: &mut BytesMut) {
     let (message, http_status_code) = (error.to_string(), error.status().as_u16());
-    event(&StreamError { error: StreamErrorBody { message, http_status_code } }, out);
+    event(
+        &StreamError {
+            error: StreamErrorBody {
+                message,
+                http_status_code,
+            },
+        },
+        out,
+    );
 }

@@ -184,7 +184,10 @@ pub(crate) struct Message {
 
 /// What a message says.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of parts with a `type`")]
+#[serde(
+    untagged,
+    expecting = "expected a string or an array of parts with a `type`"
+)]
 pub(crate) enum Content {
     Text(String),
     Parts(Vec<Part>),
@@ -340,6 +343,7 @@ pub(crate) struct CompletionLogprobs {
 
 /// Tokens that a request took.
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the names are OpenAI's")]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
@@ -419,6 +423,10 @@ impl Seed {
 impl Usage {
     pub(crate) fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
         let total_tokens = prompt_tokens.saturating_add(completion_tokens);
-        Self { prompt_tokens, completion_tokens, total_tokens }
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens,
+        }
     }
 }

@@ -12,7 +12,9 @@ use super::{END, Stack, WORLD, drawn, ids, token};
 /// Compares with `golden/<name>`, times and random parts replaced.
 fn golden(name: &str, actual: &str) {
     let actual = steady(actual);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests/golden").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src/tests/golden")
+        .join(name);
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, &actual).unwrap();
     }
@@ -32,7 +34,9 @@ fn steady(text: &str) -> String {
     {
         let (before, after) = rest.split_at(at + mark.len());
         steady.push_str(before);
-        let end = after.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(after.len());
+        let end = after
+            .find(|c: char| !c.is_ascii_hexdigit())
+            .unwrap_or(after.len());
         steady.push_str(if end == 0 { "" } else { "N" });
         rest = &after[end..];
     }
@@ -40,8 +44,15 @@ fn steady(text: &str) -> String {
 }
 
 fn with_alternatives(id: u32, top: &[(u32, f32)]) -> TokenEvent {
-    let top = top.iter().map(|(id, logprob)| (TokenId(*id), *logprob)).collect();
-    TokenEvent::Token(SampledToken { id: TokenId(id), logprob: -0.25, top })
+    let top = top
+        .iter()
+        .map(|(id, logprob)| (TokenId(*id), *logprob))
+        .collect();
+    TokenEvent::Token(SampledToken {
+        id: TokenId(id),
+        logprob: -0.25,
+        top,
+    })
 }
 
 /// `Hé world!` and the end; the second letter arrives in two halves.
@@ -75,7 +86,13 @@ async fn tgi_stream_has_one_event_a_token_and_keeps_special_tokens() {
 async fn tgi_stream_keeps_the_stop_string_and_holds_nothing_back() {
     let body = json!({"inputs": "Hi", "parameters": {"details": true, "stop": ["END"]}});
     let wakes = drawn(&ids("An END and more"), FinishReason::Length);
-    transcript("generate_stream_stop.sse", "/generate_stream", body, &[wakes]).await;
+    transcript(
+        "generate_stream_stop.sse",
+        "/generate_stream",
+        body,
+        &[wakes],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -99,7 +116,10 @@ async fn tgi_answer_has_every_detail() {
             TokenEvent::Started { cached_tokens: 0 },
             TokenEvent::PromptLogprobs(vec![f32::NAN, -1.5]),
         ],
-        vec![with_alternatives(u32::from(b'a'), &[(97, -0.25), (WORLD, -2.0)])],
+        vec![with_alternatives(
+            u32::from(b'a'),
+            &[(97, -0.25), (WORLD, -2.0)],
+        )],
         vec![
             with_alternatives(u32::from(b'b'), &[(98, -0.25)]),
             TokenEvent::Finished(FinishReason::Length),
@@ -153,19 +173,25 @@ async fn chat_gives_several_answers() {
     let body = json!({"n": 2, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]});
     let scripts = ["a", "b"].map(|text| drawn(&ids(text), FinishReason::Length));
     let stack = Stack::new();
-    scripts.into_iter().for_each(|wakes| stack.script.push(wakes));
+    for wakes in scripts {
+        stack.script.push(wakes);
+    }
     let reply = stack.post("/v1/chat/completions", &body).await.json();
     assert_eq!(reply["choices"][1]["message"]["content"], "b");
     assert_eq!(reply["choices"][1]["index"], 1);
     assert_eq!(reply["usage"]["completion_tokens"], 2);
     let log = stack.script.log();
-    assert_ne!(log.requests[0].sampling().seed, log.requests[1].sampling().seed);
+    assert_ne!(
+        log.requests[0].sampling().seed,
+        log.requests[1].sampling().seed
+    );
 }
 
 #[tokio::test]
 async fn completions_stream_interleaves_prompts_by_index() {
-    let body = json!({"prompt": ["Hi", "Ho"], "stream": true, "max_tokens": 2});
-    let scripts = [drawn(&ids("ab"), FinishReason::Length), hello()];
+    let body = json!({"prompt": ["Hi", "Ho"], "stream": true});
+    let first = drawn(&[u32::from(b'a'), END], FinishReason::EndOfText);
+    let scripts = [first, hello()];
     transcript("completions.sse", "/v1/completions", body, &scripts).await;
 }
 
@@ -183,5 +209,11 @@ async fn a_fault_in_a_stream_is_an_event_in_the_api_s_own_shape() {
     let scripts = [wakes.clone()];
     transcript("chat_fault.sse", "/v1/chat/completions", chat, &scripts).await;
     let body = json!({"inputs": "Hi"});
-    transcript("generate_stream_fault.sse", "/generate_stream", body, &[wakes]).await;
+    transcript(
+        "generate_stream_fault.sse",
+        "/generate_stream",
+        body,
+        &[wakes],
+    )
+    .await;
 }

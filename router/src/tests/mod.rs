@@ -1,5 +1,11 @@
 //! The routes, called without a socket, over a scripted engine and a byte-level tokenizer.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "a test fails by panicking"
+)]
+
 mod golden;
 mod malformed;
 mod parameters;
@@ -12,7 +18,8 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use headrace_config::Serve;
 use headrace_engine::{
-    BlockSize, Blocks, Describe, EngineState, Facts, FinishReason, Limits, SampledToken, TokenEvent, TokenId, Tokens,
+    BlockSize, Blocks, Describe, EngineState, Facts, FinishReason, Limits, SampledToken,
+    TokenEvent, TokenId, Tokens,
 };
 use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
 use prometheus::Registry;
@@ -63,17 +70,25 @@ impl Stack {
     }
 
     async fn call(&self, request: Request<Body>) -> axum::response::Response {
-        router(Arc::clone(&self.app)).oneshot(request).await.unwrap()
+        router(Arc::clone(&self.app))
+            .oneshot(request)
+            .await
+            .unwrap()
     }
 
     async fn send(&self, request: Request<Body>) -> Reply {
         let (parts, body) = self.call(request).await.into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap();
-        Reply { status: parts.status, headers: parts.headers, body }
+        Reply {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        }
     }
 
     async fn get(&self, path: &str) -> Reply {
-        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+        self.send(Request::get(path).body(Body::empty()).unwrap())
+            .await
     }
 
     async fn post(&self, path: &str, body: &Value) -> Reply {
@@ -120,7 +135,11 @@ fn ids(text: &str) -> Vec<u32> {
 }
 
 fn token(id: u32) -> TokenEvent {
-    TokenEvent::Token(SampledToken { id: TokenId(id), logprob: -0.5, top: Vec::new() })
+    TokenEvent::Token(SampledToken {
+        id: TokenId(id),
+        logprob: -0.5,
+        top: Vec::new(),
+    })
 }
 
 fn serve() -> Serve {
@@ -173,13 +192,18 @@ fn ready() -> EngineState {
         block_tokens_supported: vec![16],
         kv_written_in_attention: false,
     };
-    EngineState::Ready(Arc::new(Facts { limits, describe, memory: Vec::new() }))
+    EngineState::Ready(Arc::new(Facts {
+        limits,
+        describe,
+        memory: Vec::new(),
+    }))
 }
 
 /// One token a byte, ids as the bytes; three special tokens, and one of several letters.
 fn text() -> Text {
-    let mut vocab: serde_json::Map<String, Value> =
-        (0..=255_u8).map(|byte| (byte_letter(byte).to_string(), byte.into())).collect();
+    let mut vocab: serde_json::Map<String, Value> = (0..=255_u8)
+        .map(|byte| (byte_letter(byte).to_string(), byte.into()))
+        .collect();
     vocab.insert("Ġworld".to_owned(), WORLD.into());
     let special = |id: u32, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false,

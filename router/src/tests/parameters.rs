@@ -15,7 +15,11 @@ async fn request(path: &str, body: Value) -> Request {
 }
 
 async fn generate(parameters: Value) -> Request {
-    request("/generate", json!({"inputs": "Hi", "parameters": parameters})).await
+    request(
+        "/generate",
+        json!({"inputs": "Hi", "parameters": parameters}),
+    )
+    .await
 }
 
 async fn chat(mut body: Value) -> Request {
@@ -28,8 +32,20 @@ async fn tokens_are_drawn_when_parameters_are_absent_and_not_when_they_are_empty
     let absent = request("/generate", json!({"inputs": "Hi"})).await;
     assert!(absent.sampling().temperature > 0.0);
     assert!(generate(json!({})).await.sampling().temperature == 0.0);
-    assert!(generate(json!({"do_sample": null})).await.sampling().temperature == 0.0);
-    assert!(generate(json!({"do_sample": true})).await.sampling().temperature == 1.0);
+    assert!(
+        generate(json!({"do_sample": null}))
+            .await
+            .sampling()
+            .temperature
+            == 0.0
+    );
+    assert!(
+        generate(json!({"do_sample": true}))
+            .await
+            .sampling()
+            .temperature
+            == 1.0
+    );
 }
 
 #[tokio::test]
@@ -51,19 +67,34 @@ async fn a_warper_asks_for_drawing_only_off_its_neutral_value() {
 
 #[tokio::test]
 async fn every_parameter_arrives() {
-    let request = generate(json!({"temperature": 0.5, "top_k": 5, "top_p": 0.9, "typical_p": 0.8,
+    let request = generate(
+        json!({"temperature": 0.5, "top_k": 5, "top_p": 0.9, "typical_p": 0.8,
         "min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.3,
         "presence_penalty": -0.4, "seed": 18_446_744_073_709_551_615_u64, "top_n_tokens": 3,
-        "max_new_tokens": 7, "truncate": 1}))
+        "max_new_tokens": 7, "truncate": 1}),
+    )
     .await;
     let sampling = request.sampling();
-    assert_eq!((sampling.temperature, sampling.top_k, sampling.top_p), (0.5, 5, 0.9));
+    assert_eq!(
+        (sampling.temperature, sampling.top_k, sampling.top_p),
+        (0.5, 5, 0.9)
+    );
     assert_eq!((sampling.typical_p, sampling.min_p), (0.8, 0.1));
     assert_eq!(sampling.repetition_penalty, 1.2);
-    assert_eq!((sampling.frequency_penalty, sampling.presence_penalty), (0.3, -0.4));
-    assert_eq!((sampling.seed, sampling.top_n, sampling.logprob_raw), (u64::MAX, 3, false));
+    assert_eq!(
+        (sampling.frequency_penalty, sampling.presence_penalty),
+        (0.3, -0.4)
+    );
+    assert_eq!(
+        (sampling.seed, sampling.top_n, sampling.logprob_raw),
+        (u64::MAX, 3, false)
+    );
     assert_eq!(request.tokens_max().0, 7);
-    assert_eq!(request.prompt(), [TokenId(u32::from(b'i'))], "truncate keeps the last tokens");
+    assert_eq!(
+        request.prompt(),
+        [TokenId(u32::from(b'i'))],
+        "truncate keeps the last tokens"
+    );
 }
 
 #[tokio::test]
@@ -89,15 +120,24 @@ async fn nulls_are_as_good_as_nothing() {
 #[tokio::test]
 async fn openai_s_fields_keep_openai_s_meaning() {
     let greedy = chat(json!({"temperature": 0, "top_p": 0.9, "seed": -1})).await;
-    assert!(greedy.sampling().temperature == 0.0, "0 is greedy whatever else is asked");
+    assert!(
+        greedy.sampling().temperature == 0.0,
+        "0 is greedy whatever else is asked"
+    );
     assert_eq!(greedy.sampling().seed, u64::MAX);
     assert!(greedy.sampling().logprob_raw);
     let drawn = chat(json!({"top_p": 1.0, "presence_penalty": 0.0, "top_k": -1,
         "logit_bias": {"7": -100}, "tools": [], "response_format": {"type": "text"}}))
     .await;
     let sampling = drawn.sampling();
-    assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (1.0, 1.0, 0));
-    assert_eq!((sampling.presence_penalty, sampling.repetition_penalty), (0.0, 1.0));
+    assert_eq!(
+        (sampling.temperature, sampling.top_p, sampling.top_k),
+        (1.0, 1.0, 0)
+    );
+    assert_eq!(
+        (sampling.presence_penalty, sampling.repetition_penalty),
+        (0.0, 1.0)
+    );
     assert_eq!(sampling.bias, [(TokenId(7), -100.0)]);
     let newer = chat(json!({"max_tokens": 9, "max_completion_tokens": 3})).await;
     assert_eq!(newer.tokens_max().0, 3);
@@ -113,7 +153,10 @@ async fn new_tokens_fill_what_is_left_or_are_clamped_to_it() {
         stack.script.push(drawn(&[END], FinishReason::EndOfText));
         let body = json!({"inputs": "Hi", "parameters": {"max_new_tokens": asked}});
         assert_eq!(stack.post("/generate", &body).await.status, 200);
-        assert_eq!(stack.script.log().requests.last().unwrap().tokens_max().0, given);
+        assert_eq!(
+            stack.script.log().requests.last().unwrap().tokens_max().0,
+            given
+        );
     }
 }
 
@@ -125,7 +168,10 @@ async fn chat_is_rendered_once_and_an_answer_that_has_begun_goes_on() {
         text.tokenizer.decode(&ids, false)
     };
     let asked = chat(json!({})).await;
-    assert_eq!(prompt(&asked), "<|im_start|>user:Hi<|im_end|><|im_start|>assistant:");
+    assert_eq!(
+        prompt(&asked),
+        "<|im_start|>user:Hi<|im_end|><|im_start|>assistant:"
+    );
     let body = json!({"messages": [{"role": "assistant", "content": "So"}]});
     let begun = request("/v1/chat/completions", body).await;
     assert_eq!(prompt(&begun), "<|im_start|>assistant:So");
@@ -142,4 +188,19 @@ async fn an_ignored_ending_token_is_a_token_like_others() {
     let reply = stack.post("/generate", &body).await.json();
     assert_eq!(reply["generated_text"], "ab");
     assert_eq!(reply["details"]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn prompts_share_a_seed_only_when_it_was_given() {
+    for (seed, equal) in [(json!(5), true), (Value::Null, false)] {
+        let stack = Stack::new();
+        for _ in 0..2 {
+            stack.script.push(drawn(&[END], FinishReason::EndOfText));
+        }
+        let body = json!({"prompt": ["Hi", "Hi"], "seed": seed});
+        assert_eq!(stack.post("/v1/completions", &body).await.status, 200);
+        let log = stack.script.log();
+        let seeds = [0, 1].map(|index: usize| log.requests[index].sampling().seed);
+        assert_eq!(seeds[0] == seeds[1], equal);
+    }
 }

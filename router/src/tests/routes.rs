@@ -63,15 +63,28 @@ async fn a_request_without_a_permit_is_429_before_it_is_validated() {
     assert_eq!(reply.status, 429);
     assert_eq!(reply.header("retry-after"), Some("1"));
     assert_eq!(reply.json()["error_type"], "overloaded");
-    assert!(reply.text().contains("1 requests (`max_concurrent_requests`)"), "{}", reply.text());
+    assert!(
+        reply
+            .text()
+            .contains("1 requests (`max_concurrent_requests`)"),
+        "{}",
+        reply.text()
+    );
     drop(running);
-    assert_eq!(stack.post("/generate", &body).await.status, 422, "the permit came back");
+    assert_eq!(
+        stack.post("/generate", &body).await.status,
+        422,
+        "the permit came back"
+    );
 }
 
 #[tokio::test]
 async fn a_full_queue_is_429_and_takes_no_permit() {
     let stack = Stack::with(|serve| serve.requests.max_concurrent_requests = 1);
-    stack.script.refuse(SubmitError::QueueFull { waiting: 8, queue_max: 8 });
+    stack.script.refuse(SubmitError::QueueFull {
+        waiting: 8,
+        queue_max: 8,
+    });
     for _ in 0..2 {
         let reply = stack.post("/generate_stream", &hi()).await;
         assert_eq!(reply.status, 429);
@@ -85,18 +98,30 @@ async fn dropping_the_body_cancels_the_sequence_and_counts_it() {
     stack.script.push(vec![vec![token(u32::from(b'a'))]]);
     let response = stack.call(post("/generate_stream", hi().to_string())).await;
     let mut body = response.into_body().into_data_stream();
-    assert!(body.next().await.unwrap().unwrap().starts_with(b"data: {\"index\":1,"));
+    assert!(
+        body.next()
+            .await
+            .unwrap()
+            .unwrap()
+            .starts_with(b"data: {\"index\":1,")
+    );
     assert_eq!(stack.script.log().dropped, 0);
     drop(body);
     assert_eq!(stack.script.log().dropped, 1);
     let metrics = stack.get("/metrics").await;
-    assert!(metrics.text().contains("tgi_request_failure{err=\"dropped\"} 1"));
+    assert!(
+        metrics
+            .text()
+            .contains("tgi_request_failure{err=\"dropped\"} 1")
+    );
 }
 
 #[tokio::test]
 async fn a_stop_string_ends_the_body_at_once_and_tells_the_engine() {
     let stack = Stack::new();
-    stack.script.push(drawn(&ids("a."), FinishReason::Cancelled));
+    stack
+        .script
+        .push(drawn(&ids("a."), FinishReason::Cancelled));
     let body = json!({"prompt": "Hi", "stop": ".", "max_tokens": 9});
     let reply = stack.post("/v1/completions", &body).await.json();
     assert_eq!(reply["choices"][0]["text"], "a");
@@ -119,20 +144,31 @@ async fn the_last_permitted_token_reports_length_even_if_it_stops() {
 async fn replies_carry_tgi_s_headers() {
     let stack = Stack::new();
     for _ in 0..3 {
-        stack.script.push(drawn(&[97, END], FinishReason::EndOfText));
+        stack
+            .script
+            .push(drawn(&[97, END], FinishReason::EndOfText));
     }
     let reply = stack.post("/generate", &hi()).await;
     assert_eq!(reply.header("x-compute-type"), Some("1-cpu"));
     assert_eq!(reply.header("x-compute-characters"), Some("2"));
     assert_eq!(reply.header("x-prompt-tokens"), Some("2"));
     assert_eq!(reply.header("x-generated-tokens"), Some("2"));
-    for name in ["x-compute-time", "x-total-time", "x-validation-time", "x-queue-time",
-        "x-inference-time", "x-time-per-token"]
-    {
-        let value = reply.header(name).unwrap_or_else(|| panic!("{name} is missing"));
+    for name in [
+        "x-compute-time",
+        "x-total-time",
+        "x-validation-time",
+        "x-queue-time",
+        "x-inference-time",
+        "x-time-per-token",
+    ] {
+        let value = reply
+            .header(name)
+            .unwrap_or_else(|| panic!("{name} is missing"));
         assert!(value.parse::<f64>().is_ok(), "{name}: {value}");
     }
-    let completion = stack.post("/v1/completions", &json!({"prompt": "Hi"})).await;
+    let completion = stack
+        .post("/v1/completions", &json!({"prompt": "Hi"}))
+        .await;
     assert_eq!(completion.header("x-compute-time"), None);
     let stream = stack.post("/generate_stream", &hi()).await;
     assert_eq!(stream.header("content-type"), Some("text/event-stream"));
@@ -149,7 +185,12 @@ async fn a_lost_group_is_424() {
     assert_eq!(reply.status, StatusCode::FAILED_DEPENDENCY);
     let error = reply.json();
     assert_eq!(error["error_type"], "generation");
-    assert!(error["error"].as_str().unwrap().starts_with("Request failed during generation"));
+    assert!(
+        error["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("Request failed during generation")
+    );
 }
 
 #[tokio::test]
@@ -166,10 +207,18 @@ async fn the_api_key_guards_what_costs() {
     let stack = Stack::with(|serve| serve.http.api_key = Some("Secret".to_owned()));
     let with = |value: &str| {
         let mut request = post("/tokenize", json!({"inputs": "é"}).to_string());
-        request.headers_mut().insert(header::AUTHORIZATION, value.parse().unwrap());
+        request
+            .headers_mut()
+            .insert(header::AUTHORIZATION, value.parse().unwrap());
         request
     };
-    for value in ["Secret", "Bearer secret", "Bearer Secret2", "Bearer", "Bearer Secre"] {
+    for value in [
+        "Secret",
+        "Bearer secret",
+        "Bearer Secret2",
+        "Bearer",
+        "Bearer Secre",
+    ] {
         let reply = stack.send(with(value)).await;
         assert_eq!((reply.status.as_u16(), reply.text()), (401, ""), "{value}");
     }
@@ -193,7 +242,10 @@ async fn browsers_may_call_from_allowed_origins_only() {
             .unwrap();
         let reply = stack.send(preflight).await;
         assert_eq!(reply.status, 200);
-        assert_eq!(reply.header("access-control-allow-origin"), allowed.then_some(origin));
+        assert_eq!(
+            reply.header("access-control-allow-origin"),
+            allowed.then_some(origin)
+        );
     }
     let open = Stack::new();
     let request = Request::get("/info").header(header::ORIGIN, "https://c.example");
@@ -204,20 +256,31 @@ async fn browsers_may_call_from_allowed_origins_only() {
 #[tokio::test]
 async fn tokens_are_told_with_their_bytes() {
     let stack = Stack::new();
-    let reply = stack.post("/tokenize", &json!({"inputs": "aé"})).await.json();
-    assert_eq!(reply[0], json!({"id": 97, "text": "a", "start": 0, "stop": 1}));
+    let reply = stack
+        .post("/tokenize", &json!({"inputs": "aé"}))
+        .await
+        .json();
+    assert_eq!(
+        reply[0],
+        json!({"id": 97, "text": "a", "start": 0, "stop": 1})
+    );
     assert_eq!(reply[1]["text"], "é");
     assert_eq!(reply[1]["stop"], 3);
     let chat = json!({"messages": [{"role": "user", "content": "a"}]});
     let reply = stack.post("/chat_tokenize", &chat).await.json();
-    assert_eq!(reply["templated_text"], "<|im_start|>user:a<|im_end|><|im_start|>assistant:");
+    assert_eq!(
+        reply["templated_text"],
+        "<|im_start|>user:a<|im_end|><|im_start|>assistant:"
+    );
     assert_eq!(reply["tokenize_response"][0]["id"], 257);
 }
 
 #[tokio::test]
 async fn metrics_have_tgi_s_names_and_buckets() {
     let stack = Stack::new();
-    stack.script.push(drawn(&[97, END], FinishReason::EndOfText));
+    stack
+        .script
+        .push(drawn(&[97, END], FinishReason::EndOfText));
     assert_eq!(stack.post("/generate", &hi()).await.status, 200);
     assert_eq!(stack.send(post("/generate", "{")).await.status, 400);
     let reply = stack.get("/metrics").await;
@@ -236,7 +299,11 @@ async fn metrics_have_tgi_s_names_and_buckets() {
         "tgi_request_input_length_sum 2",
         "tgi_request_max_new_tokens_sum 4",
     ] {
-        assert!(reply.text().lines().any(|found| found.starts_with(line)), "{line} in {}", reply.text());
+        assert!(
+            reply.text().lines().any(|found| found.starts_with(line)),
+            "{line} in {}",
+            reply.text()
+        );
     }
 }
 
@@ -262,14 +329,34 @@ async fn every_route_is_in_the_document_and_the_other_way_round() {
                 .method(method.to_uppercase().as_str())
                 .uri(path.replace("{id}", "org/tiny"))
                 .header(header::CONTENT_TYPE, "application/json");
-            let status = stack.send(request.body(Body::from("{}")).unwrap()).await.status;
-            assert!(status != 404 && status != 405, "{method} {path} is described: {status}");
+            let status = stack
+                .send(request.body(Body::from("{}")).unwrap())
+                .await
+                .status;
+            assert!(
+                status != 404 && status != 405,
+                "{method} {path} is described: {status}"
+            );
         }
     }
-    let expected = ["get /", "get /health", "get /info", "get /livez", "get /metrics", "get /ping",
-        "get /readyz", "get /v1/models", "get /v1/models/{id}", "post /", "post /chat_tokenize",
-        "post /generate", "post /generate_stream", "post /tokenize",
-        "post /v1/chat/completions", "post /v1/completions"];
+    let expected = [
+        "get /",
+        "get /health",
+        "get /info",
+        "get /livez",
+        "get /metrics",
+        "get /ping",
+        "get /readyz",
+        "get /v1/models",
+        "get /v1/models/{id}",
+        "post /",
+        "post /chat_tokenize",
+        "post /generate",
+        "post /generate_stream",
+        "post /tokenize",
+        "post /v1/chat/completions",
+        "post /v1/completions",
+    ];
     assert_eq!(described, expected.map(str::to_owned).into());
     let refusals = &document["paths"]["/generate"]["post"]["responses"];
     for status in ["200", "400", "413", "422", "424", "429", "503"] {
@@ -278,6 +365,9 @@ async fn every_route_is_in_the_document_and_the_other_way_round() {
     let text = document.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
-        assert!(document["components"]["schemas"].get(name).is_some(), "{name} is described");
+        assert!(
+            document["components"]["schemas"].get(name).is_some(),
+            "{name} is described"
+        );
     }
 }

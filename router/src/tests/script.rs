@@ -43,8 +43,15 @@ pub(crate) struct ScriptStream {
 impl Script {
     pub(crate) fn new(state: EngineState) -> Self {
         let (refusal, wakes) = (None, VecDeque::new());
-        let inner = Inner { state, refusal, wakes, log: Log::default() };
-        Self { inner: Arc::new(Mutex::new(inner)) }
+        let inner = Inner {
+            state,
+            refusal,
+            wakes,
+            log: Log::default(),
+        };
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+        }
     }
 
     pub(crate) fn state(&self) -> EngineState {
@@ -75,7 +82,11 @@ impl Script {
             return Err(refusal.clone());
         }
         let wakes = inner.wakes.pop_front().unwrap_or_default().into();
-        Ok(ScriptStream { script: self.clone(), wakes, ended: false })
+        Ok(ScriptStream {
+            script: self.clone(),
+            wakes,
+            ended: false,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

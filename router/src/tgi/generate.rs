@@ -87,12 +87,22 @@ async fn whole(
     let full_text = parameters.return_full_text.unwrap_or(false);
     let wants_details = parameters.wants_details();
     let characters = inputs.chars().count();
-    let prefix = full_text.then(|| inputs.clone()).unwrap_or_default();
+    let prefix = if full_text {
+        inputs.clone()
+    } else {
+        String::new()
+    };
     // What `max_best_of` refuses needs no more permits than it allows.
-    let sequences = parameters.best_of.unwrap_or(1).clamp(1, app.serve.requests.max_best_of.max(1));
+    let sequences = parameters
+        .best_of
+        .unwrap_or(1)
+        .clamp(1, app.serve.requests.max_best_of.max(1));
     let mut intake = Intake::open(app, Manner::Tgi, sequences, parameters.into_ask())?;
     let best_of = intake.checked.best_of;
-    let prompt = Prompt { text: inputs, add_special_tokens: true };
+    let prompt = Prompt {
+        text: inputs,
+        add_special_tokens: true,
+    };
     let mut answers = Answer::collect_all(intake.submit(prompt, best_of).await?).await?;
     answers.sort_by(|a, b| b.score().total_cmp(&a.score()));
     let headers = cost_headers(app, characters, &answers[..1], ComputeTime::Told(received));
@@ -107,7 +117,13 @@ async fn whole(
         best_of_sequences: sequences.collect(),
         top_tokens: best.top_tokens,
     });
-    Ok((headers, GenerateResponse { generated_text: best.generated_text, details }))
+    Ok((
+        headers,
+        GenerateResponse {
+            generated_text: best.generated_text,
+            details,
+        },
+    ))
 }
 
 async fn streamed(
@@ -121,12 +137,22 @@ async fn streamed(
     if parameters.wants_prefill() {
         return Err(Invalid::PrefillDetailsStream.into());
     }
-    let prefix = parameters.return_full_text.unwrap_or(false).then(|| inputs.clone());
+    let prefix = parameters
+        .return_full_text
+        .unwrap_or(false)
+        .then(|| inputs.clone());
     let frames = StreamFrames::new(parameters.wants_details(), prefix);
     let characters = inputs.chars().count();
     let mut intake = Intake::open(app, Manner::Tgi, 1, parameters.into_ask())?;
-    let prompt = Prompt { text: inputs, add_special_tokens: true };
-    let respond = intake.submit(prompt, 1).await?.pop().ok_or(ApiError::Incomplete)?;
+    let prompt = Prompt {
+        text: inputs,
+        add_special_tokens: true,
+    };
+    let respond = intake
+        .submit(prompt, 1)
+        .await?
+        .pop()
+        .ok_or(ApiError::Incomplete)?;
     let headers = compute_headers(app, characters);
     Ok((headers, sse::response(sse::frames(respond, frames))).into_response())
 }
@@ -134,13 +160,20 @@ async fn streamed(
 fn sequence(answer: &Answer, prefix: &str) -> BestOfSequence {
     let (respond, pieces) = (&answer.respond, &answer.pieces);
     let has_top = pieces.iter().any(|piece| !piece.top.is_empty());
-    let alternatives = || pieces.iter().map(|piece| respond.text.alternatives(&piece.top));
+    let alternatives = || {
+        pieces
+            .iter()
+            .map(|piece| respond.text.alternatives(&piece.top))
+    };
     BestOfSequence {
         generated_text: format!("{prefix}{}", respond.generated_text()),
         finish_reason: answer.finish.as_tgi(),
         generated_tokens: respond.meter.generated,
         seed: respond.meter.seed,
-        prefill: respond.prefill().map(|(id, logprob)| prefill(respond, id, logprob)).collect(),
+        prefill: respond
+            .prefill()
+            .map(|(id, logprob)| prefill(respond, id, logprob))
+            .collect(),
         tokens: pieces
             .iter()
             .map(|piece| Token {
@@ -150,10 +183,18 @@ fn sequence(answer: &Answer, prefix: &str) -> BestOfSequence {
                 special: piece.special,
             })
             .collect(),
-        top_tokens: if has_top { alternatives().collect() } else { Vec::new() },
+        top_tokens: if has_top {
+            alternatives().collect()
+        } else {
+            Vec::new()
+        },
     }
 }
 
 fn prefill(respond: &crate::respond::Respond, id: u32, logprob: f32) -> PrefillToken {
-    PrefillToken { id, text: respond.text.tokenizer.token_text(id), logprob }
+    PrefillToken {
+        id,
+        text: respond.text.tokenizer.token_text(id),
+        logprob,
+    }
 }

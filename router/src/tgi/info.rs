@@ -20,8 +20,14 @@ pub(crate) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
     let ready = app.ready().ok();
     let (model, requests, engine) = (&app.serve.model, &app.serve.requests, &app.serve.engine);
     let describe = ready.as_ref().map(|ready| &ready.facts.describe);
-    let input_max = ready.as_ref().map(|ready| ready.input_max).or(requests.max_input_tokens);
-    let total_max = ready.as_ref().map(|ready| ready.total_max).or(requests.max_total_tokens);
+    let input_max = ready
+        .as_ref()
+        .map(|ready| ready.input_max)
+        .or(requests.max_input_tokens);
+    let total_max = ready
+        .as_ref()
+        .map(|ready| ready.total_max)
+        .or(requests.max_total_tokens);
     Json(Info {
         model_id: model.id.clone(),
         model_sha: model.sha.clone(),

@@ -20,7 +20,11 @@ pub(crate) struct StreamFrames {
 
 impl StreamFrames {
     pub(crate) fn new(details: bool, prompt: Option<String>) -> Self {
-        Self { index: 0, details, prompt }
+        Self {
+            index: 0,
+            details,
+            prompt,
+        }
     }
 }
 
@@ -28,12 +32,15 @@ impl Frames for StreamFrames {
     fn piece(&mut self, piece: &Piece, respond: &Respond, out: &mut BytesMut) {
         self.index += 1;
         let meter = &respond.meter;
-        let details = piece.finish.filter(|_| self.details).map(|finish| StreamDetails {
-            finish_reason: finish.as_tgi(),
-            generated_tokens: meter.generated,
-            seed: meter.seed,
-            input_length: meter.input,
-        });
+        let details = piece
+            .finish
+            .filter(|_| self.details)
+            .map(|finish| StreamDetails {
+                finish_reason: finish.as_tgi(),
+                generated_tokens: meter.generated,
+                seed: meter.seed,
+                input_length: meter.input,
+            });
         let generated_text = piece.finish.map(|_| {
             let mut text = self.prompt.take().unwrap_or_default();
             text.push_str(&respond.generated_text());
@@ -46,13 +53,24 @@ impl Frames for StreamFrames {
             special: piece.special,
         };
         let top_tokens = respond.text.alternatives(&piece.top);
-        event(&StreamResponse { index: self.index, token, top_tokens, generated_text, details }, out);
+        event(
+            &StreamResponse {
+                index: self.index,
+                token,
+                top_tokens,
+                generated_text,
+                details,
+            },
+            out,
+        );
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut BytesMut) {
-        let error = match error {
-            ApiError::Incomplete => &ApiError::IncompleteStream,
-            other => other,
+        let incomplete = matches!(error, ApiError::Incomplete);
+        let error = if incomplete {
+            &ApiError::IncompleteStream
+        } else {
+            error
         };
         event(&error.body(), out);
     }

@@ -44,13 +44,19 @@ pub(crate) async fn chat_tokenize(
     let text = loaded(&app)?;
     let templated_text = render(text, body)?;
     let tokenize_response = tokens(text, templated_text.clone(), false).await?;
-    Ok(Json(ChatTokenizeResponse { tokenize_response, templated_text }))
+    Ok(Json(ChatTokenizeResponse {
+        tokenize_response,
+        templated_text,
+    }))
 }
 
 // === free functions ===
 
 fn loaded(app: &App) -> Result<&Text, ApiError> {
-    app.text.get().map(AsRef::as_ref).ok_or(ApiError::Unhealthy(Unready::Loading))
+    app.text
+        .get()
+        .map(AsRef::as_ref)
+        .ok_or(ApiError::Unhealthy(Unready::Loading))
 }
 
 async fn tokens(
@@ -61,7 +67,17 @@ async fn tokens(
     let encoding = encode(text, input.clone(), add_special_tokens).await?;
     let token = |(id, (start, stop)): (&u32, &(usize, usize))| {
         let (start, stop) = (*start, *stop);
-        SimpleToken { id: *id, text: input.get(start..stop).unwrap_or("").to_owned(), start, stop }
+        SimpleToken {
+            id: *id,
+            text: input.get(start..stop).unwrap_or("").to_owned(),
+            start,
+            stop,
+        }
     };
-    Ok(encoding.ids.iter().zip(&encoding.offsets).map(token).collect())
+    Ok(encoding
+        .ids
+        .iter()
+        .zip(&encoding.offsets)
+        .map(token)
+        .collect())
 }

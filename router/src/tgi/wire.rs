@@ -84,7 +84,10 @@ pub(crate) struct GenerateParameters {
     /// Not supported yet.
     pub(crate) grammar: Option<Value>,
     /// Names no adapter yet: any value means the model itself.
-    #[expect(dead_code, reason = "accepted and falls through to the base model, as in TGI")]
+    #[expect(
+        dead_code,
+        reason = "accepted and falls through to the base model, as in TGI"
+    )]
     pub(crate) adapter_id: Option<String>,
     /// Whether generation goes on after an ending token.
     #[serde(alias = "ignore_eos_token")]
@@ -236,7 +239,10 @@ pub(crate) struct Info {
 impl GenerateParameters {
     /// What holds when a request has no `parameters` at all: tokens are drawn.
     pub(crate) fn absent() -> Self {
-        Self { do_sample: Some(true), ..Self::default() }
+        Self {
+            do_sample: Some(true),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn wants_details(&self) -> bool {
