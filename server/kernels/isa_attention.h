@@ -122,7 +122,7 @@ KERNELS_INLINE void straighten(float* o) {
   f_store(o + W, _mm512_permutex2var_ps(low, second, high));
 }
 
-// As `weigh_tile`, two positions at once. p: bf16, zero beyond the run; VECS: of 32 columns.
+// As `weigh_tile`, two positions at once. p: bf16; VECS: of 32 columns.
 template <int G, int VECS>
 KERNELS_INLINE void weigh_pairs(const uint16_t* p, long p_stride, const uint16_t* v, long stride,
                                 long run, float* o, long dim) {
@@ -138,7 +138,10 @@ KERNELS_INLINE void weigh_pairs(const uint16_t* p, long p_stride, const uint16_t
       pairs[2 * j + 1] = _mm512_unpackhi_epi16(a, b);
     }
     for (int g = 0; g < G; g++) {
-      const I weight = set_pair(reinterpret_cast<const char*>(p + g * p_stride + i));
+      const uint16_t* at = p + g * p_stride + i;
+      // Half of a pair: the weight beyond the run is another's, or was never written.
+      const I weight = i + 1 < run ? set_pair(reinterpret_cast<const char*>(at))
+                                   : _mm512_set1_epi32(int(*at));
       for (int j = 0; j < 2 * VECS; j++) sum[g][j] = dot_pairs(sum[g][j], weight, pairs[j]);
     }
   }
@@ -360,8 +363,6 @@ struct Decode {
         if constexpr (DOT) {
           uint16_t* to = weights + h * DECODE_CHUNK;
           by = soften(row, to, end - begin, a.scale, most + h, sum + h);
-          // The last position may be half of a pair.
-          if ((end - begin) % 2 != 0) to[end - begin] = 0;
         } else {
           by = soften(row, row, end - begin, a.scale, most + h, sum + h);
         }

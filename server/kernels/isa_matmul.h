@@ -81,23 +81,26 @@ void tile_rows(const Tile& t) {
         sum[i.value][1] = dot_pairs(sum[i.value][1], a, b1);
       });
 #endif
-    } else if constexpr (KIND == F_BF) {
-      unrolled<VECTORS>([&](auto v) {
-        const I pairs = i_load(b + v.value * W * 4);
-        const F even = f_even(pairs), odd = f_odd(pairs);
-        unrolled<M>([&](auto i) {
-          const char* a = row_of<i.value>(p0, p1, p2, ld, ld3);
-          F& s = sum[i.value][v.value];
-          s = f_fma(f_set(load_float(a)), even, s);
-          s = f_fma(f_set(load_float(a + 4)), odd, s);
-        });
-      });
     } else {
-      unrolled<VECTORS>([&](auto v) {
-        const F w = f_load(reinterpret_cast<const float*>(b) + v.value * W);
+      // So many vectors of the panel's row at a time as registers hold beside the sums.
+      constexpr int TOGETHER = VECTORS == 2 ? 2 : 1;
+      unrolled<VECTORS / TOGETHER>([&](auto part) {
+        constexpr int FIRST = part.value * TOGETHER;
+        F even[TOGETHER], odd[TOGETHER];
+        for (int v = 0; v < TOGETHER; v++) {
+          const char* w = b + (FIRST + v) * W * 4;
+          even[v] = KIND == F_F ? f_load(reinterpret_cast<const float*>(w)) : f_even(i_load(w));
+          if (KIND == F_BF) odd[v] = f_odd(i_load(w));
+        }
         unrolled<M>([&](auto i) {
           const char* a = row_of<i.value>(p0, p1, p2, ld, ld3);
-          sum[i.value][v.value] = f_fma(f_set(load_float(a)), w, sum[i.value][v.value]);
+          F* s = sum[i.value] + FIRST;
+          const F x = f_set(load_float(a));
+          for (int v = 0; v < TOGETHER; v++) s[v] = f_fma(x, even[v], s[v]);
+          if constexpr (KIND == F_BF) {
+            const F y = f_set(load_float(a + 4));
+            for (int v = 0; v < TOGETHER; v++) s[v] = f_fma(y, odd[v], s[v]);
+          }
         });
       });
     }
