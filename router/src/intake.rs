@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::try_join_all;
+use headrace_engine::Request;
 use headrace_text::Encoding;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -22,7 +24,6 @@ pub(crate) struct Intake {
     permits: OwnedSemaphorePermit,
     received: Instant,
     manner: Manner,
-    submitted: usize,
 }
 
 /// Text to be continued.
@@ -54,55 +55,69 @@ impl Intake {
             permits,
             received,
             manner,
-            submitted: 0,
         })
     }
 
-    /// Submits `copies` sequences of one prompt; resolves when the engine has admitted them.
+    /// Submits `copies` sequences of each prompt, in order, once all of them are known to be in
+    /// order; resolves when the engine has admitted them.
     pub(crate) async fn submit(
-        &mut self,
-        prompt: Prompt,
+        mut self,
+        prompts: Vec<Prompt>,
         copies: usize,
     ) -> Result<Vec<Respond>, ApiError> {
-        if prompt.text.is_empty() {
+        if prompts.iter().any(|prompt| prompt.text.is_empty()) {
             return Err(Invalid::Empty { field: "inputs" }.into());
         }
         self.checked.check_truncate(&self.ready)?;
-        let encoding = encode(&self.ready.text, prompt.text, prompt.add_special_tokens).await?;
-        let ids = self.checked.kept(&encoding.ids);
-        // A seed that was given is each prompt's own; one that was not differs everywhere.
-        let first = if self.checked.seeded {
-            0
-        } else {
-            self.submitted
-        };
-        let numbers = first..first + copies;
-        self.submitted += copies;
-        let requests = self.checked.requests(ids, &self.ready, numbers.clone())?;
-        let mut responds = Vec::with_capacity(copies);
-        for (copy, request) in numbers.zip(requests) {
-            let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
-            self.app.metrics.accepted(input, request.tokens_max().0);
-            let clock = Clock {
-                received: self.received,
-                submitted: Instant::now(),
+        let text = Arc::clone(&self.ready.text);
+        let encodings = prompts
+            .into_iter()
+            .map(|prompt| encode(&text, prompt.text, prompt.add_special_tokens));
+        let mut requests = Vec::new();
+        for encoding in try_join_all(encodings).await? {
+            let ids = self.checked.kept(&encoding.ids);
+            // A seed that was given is each prompt's own; one that was not differs everywhere.
+            let first = if self.checked.seeded {
+                0
+            } else {
+                requests.len()
             };
-            let source = self.app.backend.submit(request.clone()).await?;
-            let permit = self
-                .permits
-                .split(1)
-                .expect("a request takes a permit for each of its sequences; this is a router bug");
-            let metrics = Arc::clone(&self.app.metrics);
-            let meter = Meter::new(metrics, permit, clock, input, self.checked.seed(copy));
-            let rules = Rules {
-                manner: self.manner,
-                stop: self.checked.stop.clone(),
-                ignore_eos: self.checked.ignore_eos,
-            };
-            let text = Arc::clone(&self.ready.text);
-            responds.push(Respond::new(source, request, rules, text, meter));
+            let copies = first..first + copies;
+            let seeds = copies.clone().map(|copy| self.checked.seed(copy));
+            requests.extend(
+                self.checked
+                    .requests(ids, &self.ready, copies)?
+                    .into_iter()
+                    .zip(seeds),
+            );
+        }
+        let mut responds = Vec::with_capacity(requests.len());
+        for (request, seed) in requests {
+            responds.push(self.admit(request, seed).await?);
         }
         Ok(responds)
+    }
+
+    async fn admit(&mut self, request: Request, seed: Option<u64>) -> Result<Respond, ApiError> {
+        let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
+        self.app.metrics.accepted(input, request.tokens_max().0);
+        let clock = Clock {
+            received: self.received,
+            submitted: Instant::now(),
+        };
+        let source = self.app.backend.submit(request.clone()).await?;
+        let permit = self
+            .permits
+            .split(1)
+            .expect("a request takes a permit for each of its sequences; this is a router bug");
+        let meter = Meter::new(Arc::clone(&self.app.metrics), permit, clock, input, seed);
+        let rules = Rules {
+            manner: self.manner,
+            stop: self.checked.stop.clone(),
+            ignore_eos: self.checked.ignore_eos,
+        };
+        let text = Arc::clone(&self.ready.text);
+        Ok(Respond::new(source, request, rules, text, meter))
     }
 }
 

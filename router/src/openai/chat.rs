@@ -54,20 +54,16 @@ pub(crate) async fn chat(
     let copies = sequences(&app, 1, body.n)?;
     let logprobs = body.logprobs.unwrap_or(false);
     let head = Head::new(&app, "chatcmpl", body.model.as_deref());
-    let mut intake = Intake::open(&app, Manner::Chat, copies, ask)?;
+    let intake = Intake::open(&app, Manner::Chat, copies, ask)?;
     let stream = body.stream.unwrap_or(false);
     let options = body.stream_options.take().unwrap_or_default();
     let text = render(&intake.ready.text, body)?;
     let characters = text.chars().count();
-    let responds = intake
-        .submit(
-            Prompt {
-                text,
-                add_special_tokens: false,
-            },
-            copies,
-        )
-        .await?;
+    let prompt = Prompt {
+        text,
+        add_special_tokens: false,
+    };
+    let responds = intake.submit(vec![prompt], copies).await?;
     if stream {
         let headers = compute_headers(&app, characters);
         let usage = options.include_usage.unwrap_or(false);

@@ -63,21 +63,12 @@ pub(crate) async fn completions(
     let characters = prompts.iter().map(|prompt| prompt.chars().count()).sum();
     let head = Head::new(&app, "cmpl", body.model.as_deref());
     let logprobs = body.logprobs.is_some();
-    let mut intake = Intake::open(&app, Manner::Completion, total, ask)?;
-    let mut responds = Vec::with_capacity(total);
-    for text in prompts {
-        responds.extend(
-            intake
-                .submit(
-                    Prompt {
-                        text,
-                        add_special_tokens: true,
-                    },
-                    copies,
-                )
-                .await?,
-        );
-    }
+    let intake = Intake::open(&app, Manner::Completion, total, ask)?;
+    let prompts = prompts.into_iter().map(|text| Prompt {
+        text,
+        add_special_tokens: true,
+    });
+    let responds = intake.submit(prompts.collect(), copies).await?;
     if body.stream.unwrap_or(false) {
         let headers = compute_headers(&app, characters);
         return Ok((headers, streamed(head, responds, logprobs)).into_response());

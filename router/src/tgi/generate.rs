@@ -97,13 +97,13 @@ async fn whole(
         .best_of
         .unwrap_or(1)
         .clamp(1, app.serve.requests.max_best_of.max(1));
-    let mut intake = Intake::open(app, Manner::Tgi, sequences, parameters.into_ask())?;
+    let intake = Intake::open(app, Manner::Tgi, sequences, parameters.into_ask())?;
     let best_of = intake.checked.best_of;
     let prompt = Prompt {
         text: inputs,
         add_special_tokens: true,
     };
-    let mut answers = Answer::collect_all(intake.submit(prompt, best_of).await?).await?;
+    let mut answers = Answer::collect_all(intake.submit(vec![prompt], best_of).await?).await?;
     answers.sort_by(|a, b| b.score().total_cmp(&a.score()));
     let headers = cost_headers(app, characters, &answers[..1], ComputeTime::Told(received));
     let mut sequences = answers.iter().map(|answer| sequence(answer, &prefix));
@@ -143,13 +143,13 @@ async fn streamed(
         .then(|| inputs.clone());
     let frames = StreamFrames::new(parameters.wants_details(), prefix);
     let characters = inputs.chars().count();
-    let mut intake = Intake::open(app, Manner::Tgi, 1, parameters.into_ask())?;
+    let intake = Intake::open(app, Manner::Tgi, 1, parameters.into_ask())?;
     let prompt = Prompt {
         text: inputs,
         add_special_tokens: true,
     };
     let respond = intake
-        .submit(prompt, 1)
+        .submit(vec![prompt], 1)
         .await?
         .pop()
         .ok_or(ApiError::Incomplete)?;
