@@ -68,8 +68,8 @@ struct Load {
     #[arg(long, default_value_t = 40_000)]
     rate: u32,
     /// and for how long.
-    #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
+    #[arg(long, default_value_t = 10)]
+    seconds: u32,
     /// Only JSON.
     #[arg(long)]
     json: bool,
@@ -104,14 +104,10 @@ fn measure(load: &Load) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let step = f64::from(load.streams) / f64::from(load.rate);
-    // A whole number of steps, below any that would overflow.
-    let paced = (load.seconds / step)
-        .clamp(1.0, f64::from(u16::MAX))
-        .round() as u32;
+    let step = Duration::from_secs(load.streams.into()) / load.rate;
+    let paced = (load.rate * load.seconds / load.streams).max(1);
     let mut figures = Vec::new();
-    for (tokens, step) in [(load.tokens, 0.0), (paced, step)] {
-        let step = Duration::from_secs_f64(step);
+    for (tokens, step) in [(load.tokens, Duration::ZERO), (paced, step)] {
         figures.push(runtime.block_on(stage::measure(load, tokens, step))?);
     }
     let mut out = io::stdout().lock();

@@ -112,18 +112,18 @@ impl Summary {
         let seconds = (end.at - begin.at).as_secs_f64();
         let mut ages = wave.ages_us.clone();
         ages.sort_unstable();
-        let quantile = |q: f64| {
-            let at = ((ages.len() - 1) as f64 * q).round();
-            f64::from(ages[at as usize]) / 1e3
+        let quantile = |percent: usize| {
+            let at = ages.len().saturating_sub(1) * percent / 100;
+            ages.get(at).map_or(0.0, |&age| f64::from(age) / 1e3)
         };
         let cpu = |of: fn(&Edge) -> Usage| {
             (of(&end).cpu.saturating_sub(of(&begin).cpu)).as_secs_f64() * 1e6 / tokens
         };
         (!ages.is_empty() && seconds > 0.0).then(|| Self {
             tokens_per_s: tokens / seconds,
-            p50_ms: quantile(0.5),
-            p99_ms: quantile(0.99),
-            max_ms: quantile(1.0),
+            p50_ms: quantile(50),
+            p99_ms: quantile(99),
+            max_ms: quantile(100),
             router_us: cpu(|edge| edge.router),
             stub_us: cpu(|edge| edge.stub),
             client_us: cpu(|edge| edge.client),

@@ -21,7 +21,7 @@ pub use handle::{EngineHandle, EngineState, Facts, TokenStream, start};
 pub use sink::TokenEvent;
 
 pub use headrace_core::event::{FinishReason, SampledToken};
-pub use headrace_core::ids::{TokenId, Tokens};
+pub use headrace_core::ids::{BlockSize, Blocks, TokenId, Tokens};
 pub use headrace_core::limits::Limits;
 pub use headrace_core::request::{Request, RequestError, RequestSpec, Sampling, TraceContext};
 pub use headrace_wire::Describe;

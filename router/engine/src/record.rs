@@ -17,7 +17,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -82,11 +82,7 @@ impl Recorder {
     }
 }
 
-fn write_all(
-    mut file: BufWriter<File>,
-    mut records: mpsc::Receiver<(Kind, Bytes)>,
-    path: &PathBuf,
-) {
+fn write_all(mut file: BufWriter<File>, mut records: mpsc::Receiver<(Kind, Bytes)>, path: &Path) {
     if let Err(error) = pump(&mut file, &mut records) {
         tracing::error!(path = %path.display(), %error, "recording stops here");
     }

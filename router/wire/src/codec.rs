@@ -24,6 +24,9 @@ pub(crate) struct BytesCodec;
 /// Plain values out and in.
 pub(crate) struct PlainCodec<T, U>(PhantomData<fn(T) -> U>);
 
+/// One direction of it.
+pub(crate) struct PlainHalf<T>(PhantomData<fn(T) -> T>);
+
 // === impl BytesCodec ===
 
 impl Codec for BytesCodec {
@@ -78,19 +81,27 @@ impl<T, U> fmt::Debug for PlainCodec<T, U> {
 impl<T: Plain, U: Plain> Codec for PlainCodec<T, U> {
     type Encode = T;
     type Decode = U;
-    type Encoder = PlainCodec<T, T>;
-    type Decoder = PlainCodec<U, U>;
+    type Encoder = PlainHalf<T>;
+    type Decoder = PlainHalf<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        PlainCodec::default()
+        PlainHalf(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        PlainCodec::default()
+        PlainHalf(PhantomData)
     }
 }
 
-impl<T: Plain> Encoder for PlainCodec<T, T> {
+// === impl PlainHalf ===
+
+impl<T> fmt::Debug for PlainHalf<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PlainHalf")
+    }
+}
+
+impl<T: Plain> Encoder for PlainHalf<T> {
     type Item = T;
     type Error = Status;
 
@@ -101,7 +112,7 @@ impl<T: Plain> Encoder for PlainCodec<T, T> {
     }
 }
 
-impl<T: Plain> Decoder for PlainCodec<T, T> {
+impl<T: Plain> Decoder for PlainHalf<T> {
     type Item = T;
     type Error = Status;
 

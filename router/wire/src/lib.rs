@@ -10,7 +10,10 @@ mod plan;
 mod result;
 #[expect(
     unreachable_pub,
-    reason = "generated code is public wherever it is included"
+    clippy::pedantic,
+    clippy::allow_attributes,
+    clippy::default_constructed_unit_structs,
+    reason = "generated code, public wherever it is included"
 )]
 mod service;
 

@@ -24,8 +24,11 @@ mod tag {
     pub(super) const TRACE_CONTEXT: u32 = 15;
 }
 
-/// The columns before and after the bindings, with their field numbers.
-fn columns(plan: &StepPlan) -> ([(u32, &[i32]); 1], [(u32, &[i32]); 11]) {
+/// A column and its field number.
+type Column<'a> = (u32, &'a [i32]);
+
+/// The columns before and after the bindings.
+fn columns(plan: &StepPlan) -> ([Column<'_>; 1], [Column<'_>; 11]) {
     (
         [(2, &plan.release_slot)],
         [
@@ -70,13 +73,13 @@ pub fn encode_plan(plan: &StepPlan, buffer: &mut BytesMut) -> Bytes {
     if plan.step.0 != 0 {
         prost::encoding::uint64::encode(tag::STEP, &plan.step.0, buffer);
     }
-    before
-        .iter()
-        .for_each(|(tag, column)| put_field(*tag, column, buffer));
+    for (tag, column) in before {
+        put_field(tag, column, buffer);
+    }
     message::encode_repeated(tag::BINDINGS, &bindings, buffer);
-    after
-        .iter()
-        .for_each(|(tag, column)| put_field(*tag, column, buffer));
+    for (tag, column) in after {
+        put_field(tag, column, buffer);
+    }
     if !trace.is_empty() {
         encode_key(tag::TRACE_CONTEXT, WireType::LengthDelimited, buffer);
         encode_varint(trace.len() as u64, buffer);

@@ -121,7 +121,7 @@ fn mixed() -> StepPlan {
         token_id: vec![1, 0, 49151, 2],
         trace_row: vec![0, 2],
         trace_context: vec![
-            std::array::from_fn(|i| u8::try_from(i).unwrap()),
+            std::array::from_fn(|i| u8::try_from(i).expect("25 bytes")),
             [0xff; 25],
         ],
     }

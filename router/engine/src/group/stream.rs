@@ -43,7 +43,7 @@ pub(crate) struct RankStream {
 /// before the call is answered.
 enum Inbound {
     Opening(BoxFuture<'static, Result<Response<Streaming<Bytes>>, Status>>),
-    Open(Streaming<Bytes>),
+    Open(Box<Streaming<Bytes>>),
 }
 
 // === impl RankStream ===
@@ -90,12 +90,12 @@ impl RankStream {
                 Inbound::Opening(call) => match call.as_mut().poll(cx) {
                     Poll::Pending => return Ok(()),
                     Poll::Ready(Ok(response)) => {
-                        self.inbound = Inbound::Open(response.into_inner());
+                        self.inbound = Inbound::Open(Box::new(response.into_inner()));
                         continue;
                     }
                     Poll::Ready(Err(status)) => return self.ended(status.message()),
                 },
-                Inbound::Open(stream) => match Pin::new(stream).poll_next(cx) {
+                Inbound::Open(stream) => match Pin::new(&mut **stream).poll_next(cx) {
                     Poll::Pending => return Ok(()),
                     Poll::Ready(message) => message,
                 },

@@ -124,7 +124,9 @@ impl Fake {
     /// A group that takes [`STEP`] for a step.
     pub(crate) fn paced(ranks: u32) -> Vec<Self> {
         let mut group = Self::group(ranks);
-        group.iter_mut().for_each(|fake| fake.step_time = STEP);
+        for fake in &mut group {
+            fake.step_time = STEP;
+        }
         group
     }
 
@@ -240,7 +242,16 @@ impl Fake {
                 Fault::Rows(step) if step == plan.step.0 => {
                     result.row_index.iter_mut().for_each(|row| *row += 1);
                 }
-                _ => {}
+                Fault::None
+                | Fault::End(_)
+                | Fault::EndAfter(_)
+                | Fault::Fail(_)
+                | Fault::Hang(_)
+                | Fault::Digest(_)
+                | Fault::Skip(_)
+                | Fault::Twice(_)
+                | Fault::Garbage(_)
+                | Fault::Rows(_) => {}
             }
             for _ in 0..answers {
                 if results.send(Ok(encode_result(&result))).await.is_err() {

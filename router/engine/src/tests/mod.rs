@@ -105,19 +105,22 @@ impl Engine {
             .expect("there is room")
     }
 
-    /// The value of a gauge or counter without labels.
-    fn metric(&self, name: &str) -> f64 {
+    /// The value of a gauge or counter without labels; all of them are whole numbers.
+    fn metric(&self, name: &str) -> i64 {
         let families = self.metrics.gather();
         let family = families
             .iter()
             .find(|family| family.name() == name)
             .expect("it exists");
         let metric = &family.get_metric()[0];
-        match family.get_field_type() {
+        let value = match family.get_field_type() {
             MetricType::GAUGE => metric.get_gauge().get_value(),
             MetricType::COUNTER => metric.get_counter().get_value(),
-            other => panic!("{name} is a {other:?}"),
-        }
+            other @ (MetricType::SUMMARY | MetricType::UNTYPED | MetricType::HISTOGRAM) => {
+                panic!("{name} is a {other:?}")
+            }
+        };
+        format!("{value:.0}").parse().expect("a whole number")
     }
 }
 

@@ -119,11 +119,11 @@ async fn referee_a_crowd(depth: u32, ranks: u32) {
         client.await.expect("every client gets its tokens");
     }
     assert!(
-        engine.metric("headrace_preemptions") > 0.0,
+        engine.metric("headrace_preemptions") > 0,
         "the pool was too small for all"
     );
     assert!(
-        engine.metric("headrace_cached_tokens") > 0.0,
+        engine.metric("headrace_cached_tokens") > 0,
         "prompts were shared"
     );
     engine.handle.drain(std::time::Duration::from_secs(9)).await;
