@@ -101,6 +101,7 @@ def replay(engine: Engine, records: list[tuple[int, bytes]]) -> Summary:
     """
     summary = Summary()
     runner: Runner | None = None
+    recorded: dict[int, Result] = {}
     begin = time.perf_counter()
     for index, (kind, data) in enumerate(records):
         if kind == PREPARE:

@@ -34,8 +34,18 @@ CANDIDATES_GROWTH = 16
 # Tokens in a chunk of the search over the whole vocabulary.
 CHUNK = 256
 
-# Candidates beyond the wanted alternatives that are looked at for ties.
-TIES_ROOM = 8
+# Tokens in a chunk whose maximum is taken to find candidates.
+CHUNK_OF_MAXIMA = 64
+
+
+@dataclass(frozen=True)
+class Search:
+    """What devices do very differently fast."""
+
+    # [R, V] → [R], int64: the first of the largest.
+    argmax: Callable[[Tensor], Tensor]
+    # [R, V], [R, 1] → the rows and the tokens, int64, of all that are not less than the bound.
+    at_least: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,8 @@ class _Drawn:
 class BatchedSampling:
     """The sampler of every device that has nothing better."""
 
-    def __init__(self, argmax: Callable[[Tensor], Tensor]) -> None:
-        """`argmax` maps [S, V] to [S], int64, the first of equals."""
-        self._argmax = argmax
+    def __init__(self, search: Search) -> None:
+        self._search = search
 
     def bad_rows(self, logits_SV: Tensor) -> Tensor:
         return ~logits_SV.amax(1).isfinite()
@@ -76,7 +85,7 @@ class BatchedSampling:
         groups = (
             (self._best_of, rows_S[~is_sampled_S]),
             (_draw_whole, rows_S[is_sampled_S & ~is_sorted_S]),
-            (_draw_filtered, rows_S[is_sorted_S]),
+            (self._draw_filtered, rows_S[is_sorted_S]),
         )
         for draw, row_R in groups:
             if not row_R.size:
@@ -86,7 +95,7 @@ class BatchedSampling:
             drawn = draw(x_RV, rows, row_R, index_R)
             token_S.index_copy_(0, index_R, drawn.token_R)
             logprob_S.index_copy_(0, index_R, drawn.logprob_R)
-            alternatives += _alternatives_of(drawn, rows, row_R, raw=False)
+            alternatives += self._alternatives(drawn, rows, row_R, raw=False)
         raw_R = rows_S[(rows.features_S & Feature.LOGPROB_RAW) != 0]
         if raw_R.size:
             index_R = torch.from_numpy(raw_R).to(x_SV.device)
@@ -94,12 +103,12 @@ class BatchedSampling:
             token_R = token_S.index_select(0, index_R)
             drawn = _Drawn(token_R, _at(logprob_RV, token_R), logprob_RV, None)
             logprob_S.index_copy_(0, index_R, drawn.logprob_R)
-            alternatives += _alternatives_of(drawn, rows, raw_R, raw=True)
+            alternatives += self._alternatives(drawn, rows, raw_R, raw=True)
         return Samples(token_S, logprob_S.nan_to_num_(0, 0, 0), bad_S, tuple(alternatives))
 
     def _best(self, x_RV: Tensor) -> _Drawn:
         logprob_RV = x_RV.log_softmax(1)
-        token_R = self._argmax(x_RV)
+        token_R = self._search.argmax(x_RV)
         return _Drawn(token_R, _at(logprob_RV, token_R), logprob_RV, None)
 
     def _best_of(
@@ -107,6 +116,54 @@ class BatchedSampling:
     ) -> _Drawn:
         del rows, row_R, index_R
         return self._best(x_RV)
+
+    def _draw_filtered(
+        self, x_RV: Tensor, rows: SampleRows, row_R: np.ndarray, index_R: Tensor
+    ) -> _Drawn:
+        """Draws among the candidates that top-k, top-p and typical-p leave, best first."""
+        assert rows.knobs is not None and rows.uniform_S is not None
+        vocab = x_RV.shape[1]
+        knobs = Knobs(**{name: _pick(column, index_R) for name, column in vars(rows.knobs).items()})
+        uniform_R = _pick(rows.uniform_S, index_R)
+        # Without top-k and top-p, typical-p looks at every token.
+        typical_R = (rows.features_S[row_R] & Feature.TYPICAL) != 0
+        filtered_R = (rows.features_S[row_R] & Feature.FILTERED) != 0
+        candidates = vocab if (typical_R & ~filtered_R).any() else min(CANDIDATES_FIRST, vocab)
+        mass_R1 = _mass(x_RV, knobs)
+        while True:
+            best = best_first(x_RV, candidates, self._search)
+            e_RK, enough = _filter(best, mass_R1, knobs, bool(typical_R.any()), candidates == vocab)
+            if enough:
+                break
+            candidates = min(candidates * CANDIDATES_GROWTH, vocab)
+        sum_R1 = e_RK.cumsum(1)[:, -1:]
+        index_R1 = _first_above(e_RK, uniform_R[:, None])[:, None]
+        logprob_RK = (e_RK / sum_R1).log().float()
+        token_R = best.token_RK.gather(1, index_R1)[:, 0]
+        return _Drawn(token_R, _at(logprob_RK, index_R1[:, 0]), logprob_RK, best.token_RK)
+
+    def _alternatives(
+        self, drawn: _Drawn, rows: SampleRows, row_R: np.ndarray, raw: bool
+    ) -> list[Alternatives]:
+        """The alternatives of the rows of a group that want some, from one kind of logprob."""
+        is_raw_R = (rows.features_S[row_R] & Feature.LOGPROB_RAW) != 0
+        wants_R = ((rows.features_S[row_R] & Feature.TOP_N) != 0) & (is_raw_R == raw)
+        if not wants_R.any():
+            return []
+        assert rows.top_n_S is not None
+        index_W = torch.from_numpy(np.flatnonzero(wants_R)).to(drawn.logprob_R.device)
+        logprob_WK = drawn.logprob_RK.index_select(0, index_W)
+        top_n_W = rows.top_n_S[row_R[wants_R]]
+        n_W1 = torch.from_numpy(top_n_W).to(logprob_WK.device)[:, None]
+        width = logprob_WK.shape[1]
+        count = min(int(top_n_W.max()), width)
+        best = best_first(logprob_WK, count, self._search)
+        best_WK, token_WK = best.x_RK, best.token_RK
+        last_W1 = best_WK.gather(1, (n_W1 - 1).clamp(max=best_WK.shape[1] - 1))
+        kept_WK = (best_WK >= last_W1) & (best_WK > -torch.inf)
+        if drawn.token_RK is not None:
+            token_WK = drawn.token_RK.index_select(0, index_W).gather(1, token_WK)
+        return [Alternatives(row_R[wants_R], kept_WK.sum(1), token_WK, best_WK)]
 
 
 def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
@@ -116,34 +173,31 @@ def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
         return logits_SV
     x_SV = logits_SV.clone() if features & Feature.LOGPROB_RAW else logits_SV
     if features & Feature.PENALTY:
-        row_R = np.flatnonzero(rows.features_S & Feature.PENALTY)
-        if row_R.size == len(rows.features_S):
-            _penalize(x_SV, rows, None)
-        else:
-            index_R = torch.from_numpy(row_R).to(x_SV.device)
-            x_RV = x_SV.index_select(0, index_R)
-            _penalize(x_RV, rows, index_R)
-            x_SV.index_copy_(0, index_R, x_RV)
+        _penalize(x_SV, rows)
     for edit in (rows.bias, rows.banned):
         if edit is not None:
             x_SV.index_put_((edit.row, edit.token), edit.value, accumulate=True)
     return x_SV
 
 
-def _penalize(x_RV: Tensor, rows: SampleRows, index_R: Tensor | None) -> None:
-    """Repetition (TGI's: prompt and output, once), frequency and presence (OpenAI's: output)."""
+def _penalize(x_SV: Tensor, rows: SampleRows) -> None:
+    """Repetition (TGI's: prompt and output, once), frequency and presence (OpenAI's: output).
+
+    A sequence has seen few tokens of its vocabulary: only those are touched.
+    """
     assert rows.knobs and rows.state_QV is not None and rows.state_slot_S is not None
-
-    def column(column_S: Tensor) -> Tensor:
-        return column_S if index_R is None else column_S.index_select(0, index_R)
-
-    state_RV = rows.state_QV.index_select(0, column(rows.state_slot_S))
-    repetition_R1 = column(rows.knobs.repetition_S)[:, None]
-    factor_RV = torch.where(x_RV < 0, repetition_R1, 1 / repetition_R1)
-    x_RV.mul_(factor_RV.masked_fill_(state_RV == 0, 1))
-    count_RV = state_RV.bitwise_and_(IN_PROMPT - 1)
-    x_RV.addcmul_(count_RV, column(rows.knobs.frequency_S)[:, None], value=-1)
-    x_RV.addcmul_(count_RV.clamp_(max=1), column(rows.knobs.presence_S)[:, None], value=-1)
+    row_R = np.flatnonzero(rows.features_S & Feature.PENALTY)
+    index_R = torch.from_numpy(row_R).to(x_SV.device)
+    state_RV = rows.state_QV.index_select(0, rows.state_slot_S.index_select(0, index_R))
+    seen_R, token_X = state_RV.nonzero(as_tuple=True)
+    row_X = index_R.index_select(0, seen_R)
+    count_X = state_RV[seen_R, token_X].bitwise_and_(IN_PROMPT - 1)
+    x_X = x_SV[row_X, token_X]
+    repetition_X = rows.knobs.repetition_S.index_select(0, row_X)
+    x_X = torch.where(x_X < 0, x_X * repetition_X, x_X / repetition_X)
+    x_X -= rows.knobs.frequency_S.index_select(0, row_X) * count_X
+    x_X -= rows.knobs.presence_S.index_select(0, row_X) * (count_X > 0)
+    x_SV[row_X, token_X] = x_X
 
 
 def _draw_whole(x_RV: Tensor, rows: SampleRows, row_R: np.ndarray, index_R: Tensor) -> _Drawn:
@@ -193,53 +247,61 @@ def _first_above(p_RK: Tensor, share_R1: Tensor) -> Tensor:
     return (sum_RK <= target_R1).sum(1).clamp_(max=p_RK.shape[1] - 1)
 
 
-def _draw_filtered(x_RV: Tensor, rows: SampleRows, row_R: np.ndarray, index_R: Tensor) -> _Drawn:
-    """Draws among the candidates that top-k, top-p and typical-p leave, best first."""
-    assert rows.knobs is not None and rows.uniform_S is not None
-    vocab = x_RV.shape[1]
-    knobs = Knobs(**{name: _pick(column, index_R) for name, column in vars(rows.knobs).items()})
-    uniform_R = _pick(rows.uniform_S, index_R)
-    # Without top-k and top-p, typical-p looks at every token.
-    typical_R = (rows.features_S[row_R] & Feature.TYPICAL) != 0
-    filtered_R = (rows.features_S[row_R] & Feature.FILTERED) != 0
-    candidates = vocab if (typical_R & ~filtered_R).any() else min(CANDIDATES_FIRST, vocab)
-    mass_R1 = _mass(x_RV, knobs)
-    while True:
-        x_RK, token_RK = _best_candidates(x_RV, candidates)
-        e_RK, enough = _filter(x_RK, mass_R1, knobs, bool(typical_R.any()), candidates == vocab)
-        if enough:
-            break
-        candidates = min(candidates * CANDIDATES_GROWTH, vocab)
-    sum_R1 = e_RK.cumsum(1)[:, -1:]
-    index_R1 = _first_above(e_RK, uniform_R[:, None])[:, None]
-    logprob_RK = (e_RK / sum_R1).log().float()
-    token_R = token_RK.gather(1, index_R1)[:, 0]
-    return _Drawn(token_R, _at(logprob_RK, index_R1[:, 0]), logprob_RK, token_RK)
-
-
 def _mass(x_RV: Tensor, knobs: Knobs) -> Tensor:
     """What all tokens weigh, the best one weighing 1; float64, [R, 1]."""
-    scaled_RV = (x_RV - x_RV.amax(1, keepdim=True)) / knobs.temperature_S[:, None]
-    return scaled_RV.exp_().sum(1, keepdim=True).double()
+    p_RV = (x_RV / knobs.temperature_S[:, None]).softmax(1)
+    return 1 / p_RV.amax(1, keepdim=True).double()
 
 
-def _best_candidates(x_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest logits, best first, equal ones by id; and their ids."""
-    if count == x_RV.shape[1]:
+@dataclass(frozen=True)
+class Best:
+    """The largest logits of each row, best first, equal ones by id.
+
+    What is not less than a row's last candidate is a candidate: no tie is cut. Rows with fewer
+    candidates than others are filled up with -inf.
+    """
+
+    x_RK: Tensor
+    token_RK: Tensor
+    count_R: Tensor  # candidates of each row
+
+
+def best_first(x_RV: Tensor, count: int, search: Search) -> Best:
+    """At least the `count` largest logits of each row.
+
+    The count-th largest of the maxima of chunks bounds the count-th largest logit from below, so
+    that one comparison finds what has to be sorted.
+    """
+    rows, vocab = x_RV.shape
+    chunks = vocab // CHUNK_OF_MAXIMA
+    if count >= chunks:
         best = x_RV.sort(dim=1, descending=True, stable=True)
-        return best.values, best.indices
-    token_RK = x_RV.topk(count, dim=1).indices.sort(dim=1).values
-    best = x_RV.gather(1, token_RK).sort(dim=1, descending=True, stable=True)
-    return best.values, token_RK.gather(1, best.indices)
+        return Best(best.values, best.indices, best.indices.new_full((rows,), vocab))
+    maxima_RC = x_RV[:, : chunks * CHUNK_OF_MAXIMA].view(rows, chunks, CHUNK_OF_MAXIMA).amax(2)
+    bound_R1 = maxima_RC.topk(count, dim=1).values[:, -1:]
+    row_X, token_X = search.at_least(x_RV, bound_R1)
+    count_R = row_X.bincount(minlength=rows)
+    first_R = count_R.cumsum(0) - count_R
+    column_X = torch.arange(row_X.numel(), device=x_RV.device) - first_R.index_select(0, row_X)
+    shape = (rows, max(int(count_R.max()), 1))  # A row of NaN has no candidates.
+    x_RK = x_RV.new_full(shape, -torch.inf)
+    x_RK[row_X, column_X] = x_RV[row_X, token_X]
+    token_RK = row_X.new_zeros(shape)
+    token_RK[row_X, column_X] = token_X
+    best = x_RK.sort(dim=1, descending=True, stable=True)
+    return Best(best.values, token_RK.gather(1, best.indices), count_R)
 
 
 def _filter(
-    x_RK: Tensor, mass_R1: Tensor, knobs: Knobs, typical: bool, whole: bool
+    best: Best, mass_R1: Tensor, knobs: Knobs, typical: bool, whole: bool
 ) -> tuple[Tensor, bool]:
     """What each candidate weighs, 0 if filtered out; and whether the candidates suffice.
 
-    They do not where the last of them, or one that ties with it, is among the kept.
+    Args:
+        mass_R1: what all tokens weigh, where top-k does not choose.
+        whole: whether every token is a candidate.
     """
+    x_RK = best.x_RK
     temperature_R1 = knobs.temperature_S[:, None].double()
     e_RK = ((x_RK.double() - x_RK[:, :1]) / temperature_R1).exp_()
     top_k_R1 = knobs.top_k_S[:, None]
@@ -248,13 +310,17 @@ def _filter(
     kept_RK = (x_RK >= x_RK.gather(1, last_R1)) | ~has_top_k_R1
     e_RK.masked_fill_(~kept_RK, 0)
     sum_RK = e_RK.cumsum(1)
-    mass_R1 = torch.where(has_top_k_R1, sum_RK[:, -1:], mass_R1)
     top_p_R1 = knobs.top_p_S[:, None].double()
+    nucleus_R1 = top_p_R1 * torch.where(has_top_k_R1, sum_RK[:, -1:], mass_R1)
+    if not whole:
+        lacks_R1 = torch.where(
+            has_top_k_R1, top_k_R1 > best.count_R[:, None], sum_RK[:, -1:] < nucleus_R1
+        )
+        if bool(lacks_R1.any()):
+            return e_RK, False
     # What precedes a token does not yet weigh enough; the best token always stays.
-    kept_RK &= ((sum_RK - e_RK) < top_p_R1 * mass_R1) | (top_p_R1 >= 1)
+    kept_RK &= ((sum_RK - e_RK) < nucleus_R1) | (top_p_R1 >= 1)
     kept_RK[:, 0] = True
-    if not whole and bool((kept_RK & (x_RK == x_RK[:, -1:])).any()):
-        return e_RK, False
     e_RK.masked_fill_(~kept_RK, 0)
     if typical:
         _keep_typical(e_RK, knobs.typical_p_S[:, None].double())
@@ -273,33 +339,6 @@ def _keep_typical(e_RK: Tensor, typical_p_R1: Tensor) -> None:
     bound_R1 = distance.values.gather(1, last_R1)
     dropped_RK = (surprise_RK - entropy_R1).abs_() > bound_R1
     e_RK.masked_fill_(dropped_RK & (typical_p_R1 < 1), 0)
-
-
-def _alternatives_of(
-    drawn: _Drawn, rows: SampleRows, row_R: np.ndarray, raw: bool
-) -> list[Alternatives]:
-    """The alternatives of the rows of a group that want some, from one kind of logprob."""
-    is_raw_R = (rows.features_S[row_R] & Feature.LOGPROB_RAW) != 0
-    wants_R = ((rows.features_S[row_R] & Feature.TOP_N) != 0) & (is_raw_R == raw)
-    if not wants_R.any():
-        return []
-    assert rows.top_n_S is not None
-    index_W = torch.from_numpy(np.flatnonzero(wants_R)).to(drawn.logprob_R.device)
-    logprob_WK = drawn.logprob_RK.index_select(0, index_W)
-    top_n_W = rows.top_n_S[row_R[wants_R]]
-    n_W1 = torch.from_numpy(top_n_W).to(logprob_WK.device)[:, None]
-    width = logprob_WK.shape[1]
-    count = min(int(top_n_W.max()) + TIES_ROOM, width)
-    while True:
-        best_WK, token_WK = _best_candidates(logprob_WK, count)
-        last_W1 = best_WK.gather(1, (n_W1 - 1).clamp(max=count - 1))
-        kept_WK = (best_WK >= last_W1) & (best_WK > -torch.inf)
-        if count == width or not bool(kept_WK[:, -1].any()):
-            break
-        count = min(count * CANDIDATES_GROWTH, width)
-    if drawn.token_RK is not None:
-        token_WK = drawn.token_RK.index_select(0, index_W).gather(1, token_WK)
-    return [Alternatives(row_R[wants_R], kept_WK.sum(1), token_WK, best_WK)]
 
 
 def _pick(column_S: Tensor, index_R: Tensor) -> Tensor:
