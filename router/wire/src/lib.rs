@@ -30,7 +30,8 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shard.b
 
 #[expect(
     unreachable_pub,
-    reason = "generated code is public wherever it is included"
+    clippy::large_enum_variant,
+    reason = "generated code, public wherever it is included"
 )]
 mod pb {
     include!(concat!(env!("OUT_DIR"), "/headrace.v1.rs"));
