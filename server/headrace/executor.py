@@ -145,15 +145,18 @@ class Runner:
         )
         self._sampler = Sampler(engine.device, self.slots, engine.sampling, engine.comm)
 
-    def forward(self, plan: Plan) -> tuple[Step, Tensor]:
-        """The first launch: stages the plan and computes the wanted logits."""
+    def stage(self, plan: Plan) -> Step:
+        """Applies a plan to the slots and copies what it needs to the device."""
         if plan.step != self._next_step:
             raise PlanError(f"step {plan.step} came where step {self._next_step} was due")
         self._next_step += 1
-        step = self._batcher.build(plan)
+        return self._batcher.build(plan)
+
+    def forward(self, step: Step) -> Tensor:
+        """The first launch: computes the wanted logits."""
         if not step.tokens_T.numel():  # A plan may do no more than release and bind.
-            return step, step.tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
-        return step, self._engine.model(step.tokens_T, step.context)
+            return step.tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
+        return self._engine.model(step.tokens_T, step.context)
 
     def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
         """The second launch."""
@@ -182,8 +185,8 @@ class Runner:
     def execute(self, plan: Plan) -> Result:
         """All of a step at once, for warming, replay and tests."""
         begin_ns = time.perf_counter_ns()
-        step, logits_LV = self.forward(plan)
-        outputs = self.sample(step, logits_LV)
+        step = self.stage(plan)
+        outputs = self.sample(step, self.forward(step))
         outputs.download.wait()
         return self.result(step, outputs, _micros_since(begin_ns))
 
@@ -214,6 +217,7 @@ class Executor:
         self._engine: Engine | None = None
         self._runner: Runner | None = None
         self._running: _Running | None = None
+        self._unsent: bytes | None = None
         self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
 
     def start(self) -> Future[Engine]:
@@ -266,17 +270,18 @@ class Executor:
                 break
             if not isinstance(item, bytes):
                 self._guard(self._reap)
+                self._send()
                 item()
             elif self._runner is not None:
                 self._guard(lambda data=item: self._execute(data))
 
     def _take(self) -> Callable[[], None] | bytes | None:
-        """The next item; what runs is reaped first when nothing else is there to be launched."""
-        if self._running is not None:
-            try:
-                return self._inbox.get_nowait()
-            except queue.Empty:
-                self._guard(self._reap)
+        """The next item; when there is none yet, what runs is reaped and sent first."""
+        try:
+            return self._inbox.get_nowait()
+        except queue.Empty:
+            self._guard(self._reap)
+            self._send()
         return self._inbox.get()
 
     def _execute(self, data: bytes) -> None:
@@ -285,26 +290,38 @@ class Executor:
             raise PlanError(f"step {message.step} got a mask, which no row waits for")
         assert self._runner is not None and self._engine is not None
         begin_ns = time.perf_counter_ns()
-        step, logits_LV = self._runner.forward(message)
+        step = self._runner.stage(message)
+        # Sending wakes the event loop, which would compete with staging for the interpreter; the
+        # forward leaves the interpreter to it.
+        self._send()
+        logits_LV = self._runner.forward(step)
         self._reap()  # The device computes the forward meanwhile.
+        self._send()
         outputs = self._runner.sample(step, logits_LV)
         self._running = _Running(step, outputs, begin_ns)
         if not self._engine.device.asynchronous:
             self._reap()
 
     def _reap(self) -> None:
-        """Waits for the step that runs, if one does, and sends its result."""
+        """Waits for the step that runs, if one does; its result is then ready to be sent."""
         if self._running is None or self._runner is None:
             return
         running, self._running = self._running, None
         running.outputs.download.wait()
         micros = _micros_since(running.begin_ns)
         result = self._runner.result(running.step, running.outputs, micros)
-        self._on_result(encode_result(result))
+        self._send()
+        self._unsent = encode_result(result)
         if running.step.plan.trace_row.size:
             contexts = trace_contexts(running.step.plan)
             end_ns = running.begin_ns + 1000 * micros
             self._tracer.step(running.step.plan, contexts, running.begin_ns, end_ns)
+
+    def _send(self) -> None:
+        """Sends the result that is ready, if one is."""
+        if self._unsent is not None:
+            data, self._unsent = self._unsent, None
+            self._on_result(data)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Runs a part of a step; a failure stops execution and is told in one sentence."""
@@ -318,6 +335,7 @@ class Executor:
             self._fail(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
 
     def _fail(self, sentence: str) -> None:
+        self._send()
         self._running = self._runner = None
         self._on_error(sentence)
 

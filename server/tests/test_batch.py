@@ -8,6 +8,7 @@ import torch
 from fake_model import FakeModel, fake_engine, logits_after, preparation
 from planner import Planner, Sequence
 
+from headrace.batch import Step
 from headrace.errors import PlanError
 from headrace.executor import Runner
 from headrace.wire import Binding, Plan, RowFlag, Sampling, decode, encode_plan
@@ -34,6 +35,13 @@ def runner(model: FakeModel | None = None, **changes: int) -> Runner:
     return Runner(fake_engine(model), preparation(**changes), blocks=16)
 
 
+def stage(made: Runner, one: Plan) -> Step:
+    """Stages a plan and computes its forward, which shows the model its shape."""
+    step = made.stage(one)
+    made.forward(step)
+    return step
+
+
 def greedy(prompt: list[int], count: int) -> list[int]:
     known = list(prompt)
     for _ in range(count):
@@ -58,7 +66,7 @@ def first_plan() -> Plan:
 
 def test_a_mixed_step_says_where_every_token_goes():
     model = FakeModel()
-    step, _ = runner(model).forward(first_plan())
+    step = stage(runner(model), first_plan())
     assert step.tokens_T.tolist() == [50, 51, 20, 21, 22, 23, 24]
     assert step.context.positions_T.tolist() == [0, 1, 0, 1, 2, 3, 4]
     assert step.context.cells_T.tolist() == [36, 37, 28, 29, 30, 31, 12]
@@ -76,14 +84,15 @@ def test_decode_rows_take_the_token_that_was_drawn():
     drawn = dict(zip([5, 2], first.token_id.tolist(), strict=True))
     assert drawn == {5: greedy([50, 51], 1)[0], 2: greedy([20, 21, 22, 23, 24], 1)[0]}
     flags = int(RowFlag.SAMPLE | RowFlag.FROM_SLOT)
-    step, _ = made.forward(
+    step = stage(
+        made,
         plan(
             1,
             row_slot_S=i32(2, 5),
             row_start_S=i32(5, 2),
             row_len_S=i32(1, 1),
             row_flags_S=i32(flags, flags),
-        )
+        ),
     )
     assert step.tokens_T.tolist() == [drawn[2], drawn[5]]
 
@@ -93,14 +102,15 @@ def test_a_row_may_start_at_the_length_of_its_slot():
     made.execute(first_plan())
     flags = int(RowFlag.SAMPLE | RowFlag.FROM_SLOT | RowFlag.START_AT_LENGTH)
     row = plan(1, row_slot_S=i32(2), row_start_S=i32(7), row_len_S=i32(1), row_flags_S=i32(flags))
-    step, _ = made.forward(row)
+    step = stage(made, row)
     assert step.context.positions_T.tolist() == [5]
 
 
 def test_prefill_beside_decode_takes_some_tokens_from_slots():
     made = runner()
     first = made.execute(first_plan())
-    step, _ = made.forward(
+    step = stage(
+        made,
         plan(
             1,
             bindings=[bind(0)],
@@ -113,7 +123,7 @@ def test_prefill_beside_decode_takes_some_tokens_from_slots():
             row_len_S=i32(1, 3, 1),
             row_flags_S=i32(3, 0, 3),
             token_id=i32(60, 61, 62),
-        )
+        ),
     )
     five, two = first.token_id.tolist()
     assert step.tokens_T.tolist() == [five, 60, 61, 62, two]
@@ -160,7 +170,7 @@ def test_prompt_logprobs_are_the_same_in_one_chunk_and_in_many():
 )
 def test_a_contradiction_is_refused_in_one_sentence(change, sentence: str):
     with pytest.raises(PlanError, match=sentence):
-        runner().forward(dataclasses.replace(first_plan(), **change))
+        runner().stage(dataclasses.replace(first_plan(), **change))
 
 
 def test_blocks_are_zeroed_before_they_are_written():

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from planner import Planner, Sequence
 from test_comm import free_address, seen
 from test_config import example, shard
+from torch import multiprocessing
 
 from headrace.config import Serve
 from headrace.errors import ConfigError
