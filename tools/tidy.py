@@ -41,7 +41,9 @@ PYTHON_ONLY_IN = {
     r"\btorch\.cuda\b": ("device/cuda.py", "graphs.py", "ops/"),
     r"\bos\.environ\b|\bos\.getenv\b": ("config.py", "__main__.py"),
     r"\.item\(\)|\.tolist\(\)": (
-        "batch.py", "executor.py", "hub/", "replay.py", "testing/", "wire.py", "weights/",
+        # slots, sampler and telemetry: columns of a plan, which are numpy on the host already.
+        "batch.py", "executor.py", "hub/", "replay.py", "sampler.py", "slots.py", "telemetry.py",
+        "testing/", "wire.py", "weights/",
     ),
 }  # fmt: skip
 RUST_FUNCTION_LINES, PYTHON_FUNCTION_LINES, FILE_LINES = 80, 60, 500

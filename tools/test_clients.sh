@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# `make test-clients`: other people's programs against the whole server, each in an environment
+# of its own under .cache/clients, made again when its pinned list changes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PY=.venv/bin/python
+UV=.venv/bin/uv
+
+step() { printf '\033[1;34m==>\033[0m %s\n' "$*"; }
+die() {
+    printf '\033[1;31merror:\033[0m %s\n' "$*" >&2
+    exit 1
+}
+
+[ -x .venv/bin/headrace ] && [ -x "$UV" ] || die "the server is not installed; run \`make install\` first."
+
+prepare() {
+    local list=$1 folder
+    folder=.cache/clients/$(basename "$list" .txt)
+    # The stamp is the list itself: a changed pin and another Python both make a new environment.
+    if [ -x "$folder/bin/python" ] && cmp -s "$list" "$folder/.installed"; then
+        return
+    fi
+    step "Installing the clients of $list"
+    rm -rf "$folder"
+    "$UV" venv --quiet --python "$PY" "$folder" || die "$folder could not be made."
+    VIRTUAL_ENV=$PWD/$folder "$UV" pip install --quiet -r "$list" ||
+        die "the packages of $list could not be installed; is there a network?"
+    cp "$list" "$folder/.installed"
+}
+
+for list in integration-tests/clients/*.txt; do prepare "$list"; done
+step "Other people's programs: text-generation, openai, huggingface_hub, schemathesis"
+"$PY" -m pytest integration-tests/test_clients.py -m clients "$@"
+step "test-clients: everything passed"
