@@ -96,6 +96,26 @@ def test_unknown_route_and_method(server: Stack) -> None:
     assert server.get("/generate")[0] == 405
 
 
+STREAMS = [
+    ("/", ["StreamResponse", "ErrorBody"]),
+    ("/generate_stream", ["StreamResponse", "ErrorBody"]),
+    ("/v1/completions", ["Completion", "StreamError"]),
+    ("/v1/chat/completions", ["ChatChunk", "StreamError"]),
+]
+
+
+@pytest.mark.parametrize(("route", "names"), STREAMS)
+def test_document_says_what_the_data_of_an_event_is(
+    server: Stack, route: str, names: list[str]
+) -> None:
+    document = json.loads(server.get("/api-doc/openapi.json")[1])
+    answer = document["paths"][route]["post"]["responses"]["200"]
+    event = answer["content"]["text/event-stream"]["schema"]
+    assert event["required"] == ["data"]
+    payload = event["properties"]["data"]["anyOf"][0]["contentSchema"]["anyOf"]
+    assert [schema["$ref"].rpartition("/")[2] for schema in payload] == names
+
+
 def test_server_is_unharmed_by_all_that(server: Stack) -> None:
     assert server.get("/health")[0] == 200
     server.ok("/generate", {"inputs": "still here", "parameters": {"max_new_tokens": 2}})

@@ -1,0 +1,106 @@
+"""Other people's programs against the whole server, each in an environment of its own.
+
+`tools/test_clients.sh` makes the environments and runs this; it is no part of `make test`.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import Stack
+
+pytestmark = pytest.mark.clients
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = Path(__file__).parent / "clients"
+ENVIRONMENTS = ROOT / ".cache" / "clients"
+# A tiny context keeps answers without `max_tokens` short; few permits make overload easy to see.
+FLAGS = ("--dtype", "float32", "--threads", "1", "--max-total-tokens", "96")
+POOL = ("--kv-memory", "4000000", "--max-concurrent-requests", "4")
+SECONDS_MAX = 280.0
+# Fewer cases than this mean that the document lost routes or the fuzzer its way.
+CASES_MIN = 2000
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path) -> Iterator[Stack]:
+    with Stack("--model-id", str(tiny_model), *FLAGS, *POOL) as stack:
+        yield stack.wait_ready()
+
+
+def run(environment: str, program: str, *arguments: str) -> str:
+    """Runs a program of an environment; returns what it wrote, fails with it."""
+    path = ENVIRONMENTS / environment / "bin" / program
+    assert path.exists(), f"{path} is missing: run `make test-clients`"
+    # Proxies and tokens of the machine are none of the clients' business.
+    names = {"PATH", "HOME", "LANG", "TMPDIR"}
+    clean = {name: value for name, value in os.environ.items() if name in names}
+    clean |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [str(path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS_MAX,
+        env=clean,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+PROMISES = [
+    (
+        "tgi",
+        "client_tgi.py",
+        "generate full_text stream sampled stop_sequence chat errors concurrent",
+    ),
+    (
+        "openai",
+        "client_openai.py",
+        "models chat chat_stream chat_logprobs chat_stop chat_several chat_leaves_early chat_bias "
+        "completions completions_stream completions_logprobs errors",
+    ),
+    (
+        "openai",
+        "client_hub.py",
+        "endpoint text_generation text_stream text_sampled chat errors concurrent",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("environment", "script", "promises"), PROMISES, ids=[row[1] for row in PROMISES]
+)
+def test_client_works_unchanged(
+    served: Stack, environment: str, script: str, promises: str
+) -> None:
+    url = f"http://127.0.0.1:{served.port}"
+    output = run(environment, "python", str(SCRIPTS / script), url)
+    assert output.split("\n")[:-1] == [f"ok {promise}" for promise in promises.split()]
+
+
+def test_schemathesis_finds_nothing_the_document_does_not_say(
+    served: Stack, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{served.port}/api-doc/openapi.json"
+    report = ("--report", "junit", "--report-junit-path", str(tmp_path / "report.xml"))
+    output = run(
+        *("schemathesis", "st", "--config-file", str(SCRIPTS / "schemathesis.toml"), "run", url),
+        *report,
+    )
+    counted = re.search(r"(\d+) generated, (\d+) passed", output)
+    assert counted, output
+    assert counted[1] == counted[2]
+    assert int(counted[1]) >= CASES_MIN, output
+
+
+def test_server_is_unharmed_by_all_that(served: Stack) -> None:
+    assert served.get("/health")[0] == 200
+    assert served.metric("headrace_kv_blocks_free") == served.metric("headrace_kv_blocks") > 0
+    assert served.metric("tgi_batch_current_size") == 0
+    assert "panicked" not in served.log
