@@ -59,16 +59,16 @@ struct Load {
     #[arg(long, default_value_t = 1000)]
     streams: u32,
     /// Tokens of each, where the shard answers at once.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 500)]
     tokens: u32,
     /// How often all streams are opened again.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 10)]
     waves: u32,
     /// Tokens a second of all streams, where the shard sets the pace,
-    #[arg(long, default_value_t = 40_000)]
+    #[arg(long, default_value_t = 50_000)]
     rate: u32,
     /// and for how long.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 3)]
     seconds: u32,
     /// Only JSON.
     #[arg(long)]
