@@ -26,8 +26,11 @@ const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 /// The last event of OpenAI's streams.
 pub(crate) const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
-/// Room for a few events; the buffer is reused once they are on their way.
+/// Room for some events; it is reused once they are on their way.
 const BUFFER_BYTES: usize = 4096;
+
+/// Room for one event, usually; less is made up for before it is written.
+const EVENT_BYTES: usize = 512;
 
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -107,7 +110,7 @@ pub(crate) struct KeepAlive<S> {
 impl<F: Frames> Writer<F> {
     /// Writes what is ready.
     async fn advance(&mut self) -> Progress {
-        self.buffer.reserve(BUFFER_BYTES);
+        self.buffer.reserve(EVENT_BYTES);
         let result = self.respond.next(&mut self.pieces).await;
         if let Err(error) = result {
             self.respond.meter.fail(error.class(), Count::Here);

@@ -58,3 +58,29 @@ fn filter(level: &str) -> (EnvFilter, bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::filter;
+
+    #[test]
+    fn levels_are_read_as_tgi_reads_them() {
+        for (level, directives, misread) in [
+            ("", "headrace=info,warn", false),
+            ("DEBUG", "headrace=debug,warn", false),
+            (
+                "info,text_generation_router=debug",
+                "headrace=debug,info",
+                false,
+            ),
+            ("a=b=c", "headrace=info,warn", true),
+        ] {
+            let (filter, refused) = filter(level);
+            assert_eq!(
+                (filter.to_string().as_str(), refused),
+                (directives, misread),
+                "{level}"
+            );
+        }
+    }
+}

@@ -3,7 +3,9 @@
 use axum::body::Body;
 use axum::http::{Request, header};
 
-use super::{Stack, post};
+use headrace_engine::FinishReason;
+
+use super::{END, Stack, drawn, post};
 
 /// One case a line; the head of the file says how.
 const TABLE: &str = include_str!("malformed.txt");
@@ -156,4 +158,102 @@ async fn unknown_paths_and_methods_are_empty() {
     assert_eq!((missing.status.as_u16(), missing.text()), (404, ""));
     let method = stack.get("/generate").await;
     assert_eq!((method.status.as_u16(), method.text()), (405, ""));
+}
+
+/// Values that some parser or check has not thought of.
+const ODD: [&str; 26] = [
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1",
+    "1.5",
+    "-0.0",
+    "1e39",
+    "-1e308",
+    "1e-320",
+    "4294967296",
+    "18446744073709551615",
+    "18446744073709551616",
+    "\"\"",
+    "\"x\"",
+    "\"\\u0000\"",
+    "\"\\ud83d\\ude00\"",
+    "\"\\ud83d\"",
+    "[]",
+    "[null]",
+    "[\"\"]",
+    "[[1]]",
+    "{}",
+    "{\"type\": \"x\"}",
+    "{\"\": 0}",
+    "{\"1\": 1e39}",
+];
+
+#[tokio::test]
+async fn no_value_of_any_field_is_a_fault_of_ours() {
+    let stack = Stack::new();
+    stack
+        .script
+        .otherwise(drawn(&[END], FinishReason::EndOfText));
+    let document = stack.get("/api-doc/openapi.json").await.json();
+    let fields = |schema: &str| {
+        let properties = &document["components"]["schemas"][schema]["properties"];
+        properties
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let hi = r#"{"role": "user", "content": "Hi"}"#;
+    let bodies = [
+        (
+            "/generate",
+            "GenerateParameters",
+            r#"{"inputs": "Hi", "parameters": {@}}"#.to_owned(),
+        ),
+        (
+            "/generate_stream",
+            "GenerateParameters",
+            r#"{"inputs": "Hi", "parameters": {@}}"#.to_owned(),
+        ),
+        ("/", "CompatGenerateRequest", "{@}".to_owned()),
+        (
+            "/v1/completions",
+            "CompletionRequest",
+            r#"{"prompt": "Hi", @}"#.to_owned(),
+        ),
+        (
+            "/v1/chat/completions",
+            "ChatRequest",
+            format!(r#"{{"messages": [{hi}], @}}"#),
+        ),
+        (
+            "/v1/chat/completions",
+            "Message",
+            format!(r#"{{"messages": [{hi}, {{"role": "user", @}}]}}"#),
+        ),
+    ];
+    let mut sent = 0;
+    for (path, schema, body) in &bodies {
+        // The script ends with an ending token, whatever is ignored.
+        for field in fields(schema)
+            .into_iter()
+            .filter(|field| field != "ignore_eos")
+        {
+            for odd in ODD {
+                let body = body.replace('@', &format!("\"{field}\": {odd}"));
+                let reply = stack.send(post(path, body.clone())).await;
+                assert!(
+                    reply.status.as_u16() < 500,
+                    "{path} {body}: {}",
+                    reply.text()
+                );
+                assert!(!reply.text().is_empty(), "{path} {body}: {}", reply.status);
+                sent += 1;
+            }
+        }
+    }
+    assert!(sent > 2000, "{sent} bodies were sent");
 }

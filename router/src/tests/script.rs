@@ -19,6 +19,7 @@ struct Inner {
     state: EngineState,
     refusal: Option<SubmitError>,
     wakes: VecDeque<Wakes>,
+    otherwise: Wakes,
     log: Log,
 }
 
@@ -42,11 +43,11 @@ pub(crate) struct ScriptStream {
 
 impl Script {
     pub(crate) fn new(state: EngineState) -> Self {
-        let (refusal, wakes) = (None, VecDeque::new());
         let inner = Inner {
             state,
-            refusal,
-            wakes,
+            refusal: None,
+            wakes: VecDeque::new(),
+            otherwise: Wakes::new(),
             log: Log::default(),
         };
         Self {
@@ -71,6 +72,11 @@ impl Script {
         self.lock().wakes.push_back(wakes);
     }
 
+    /// The events of every submission that has none of its own.
+    pub(crate) fn otherwise(&self, wakes: Wakes) {
+        self.lock().otherwise = wakes;
+    }
+
     pub(crate) fn log(&self) -> Log {
         self.lock().log.clone()
     }
@@ -81,7 +87,8 @@ impl Script {
         if let Some(refusal) = &inner.refusal {
             return Err(refusal.clone());
         }
-        let wakes = inner.wakes.pop_front().unwrap_or_default().into();
+        let wakes = inner.wakes.pop_front();
+        let wakes = wakes.unwrap_or_else(|| inner.otherwise.clone()).into();
         Ok(ScriptStream {
             script: self.clone(),
             wakes,
