@@ -170,6 +170,8 @@ class SlotRows:
             raise PlanError(f"slot {slot} is bound, but only {self._slots} were prepared")
         if self.bound_Z[slot]:
             raise PlanError(f"slot {slot} is bound again before it was released")
+        if sampling.watermark:
+            raise PlanError(f"slot {slot} asks for a watermark, which is not served yet")
         self._forget(slot)
         self.bound_Z[slot] = True
         self.length_Z[slot] = 0

@@ -27,8 +27,8 @@ def plan(step: int = 0, **columns: np.ndarray | list[Binding]) -> Plan:
     return Plan(**values)
 
 
-def bind(slot: int) -> Binding:
-    return Binding(slot, 1, Sampling(), NO_INTS, 1, 0)
+def bind(slot: int, sampling: Sampling | None = None) -> Binding:
+    return Binding(slot, 1, sampling or Sampling(), NO_INTS, 1, 0)
 
 
 def runner(model: FakeModel | None = None, **changes: int) -> Runner:
@@ -164,6 +164,7 @@ def test_prompt_logprobs_are_the_same_in_one_chunk_and_in_many():
         ({"row_flags_S": i32(1, 9)}, "constrained rows"),
         ({"bindings": [bind(2), bind(2)]}, "bound again"),
         ({"bindings": [bind(8)]}, "only 8 were prepared"),
+        ({"bindings": [bind(2, Sampling(watermark=True)), bind(5)]}, "a watermark"),
         ({"zero_block": i32(0)}, "zeroes a block outside"),
         ({"step": 1}, "step 1 came where step 0 was due"),
     ],
