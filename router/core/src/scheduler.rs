@@ -210,6 +210,12 @@ impl Scheduler {
         Some(plan)
     }
 
+    /// Hands over what `plan` had to tell: which sequences it started. Optional; the next commit
+    /// tells it otherwise, a step later.
+    pub fn take_events(&mut self, events: &mut Vec<SeqEvent>) {
+        events.append(&mut self.events);
+    }
+
     /// Takes back a plan that has been sent, so that the next one reuses its memory. Optional.
     pub fn recycle(&mut self, mut plan: StepPlan) {
         plan.clear();

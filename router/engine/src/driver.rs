@@ -244,6 +244,11 @@ impl<'a> Driver<'a> {
         }
         self.audit_at = None;
         self.note_plan(&plan);
+        // Only now: the device had been waiting for the plan, and who has started has not.
+        let mut events = std::mem::take(&mut self.events);
+        self.scheduler.take_events(&mut events);
+        self.deliver(&mut events);
+        self.events = events;
         self.scheduler.recycle(plan);
         if let Some(recorder) = &self.recorder {
             recorder.write(Kind::ToShard, bytes).await;

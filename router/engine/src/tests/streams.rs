@@ -65,6 +65,18 @@ async fn events_begin_with_the_cached_tokens_and_end_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sequence_is_said_to_start_when_its_first_step_is_sent_not_when_it_is_done() {
+    let engine = Engine::ready(Fake::paced(1)).await;
+    let submitted = Instant::now();
+    let mut stream = engine.stream(9, 2).await;
+    let started = TokenEvent::Started { cached_tokens: 0 };
+    assert_eq!(stream.next().await, [started]);
+    assert_eq!(submitted.elapsed(), Duration::ZERO);
+    read(&mut stream).await;
+    assert_eq!(submitted.elapsed() / 2, STEP);
+}
+
+#[tokio::test(start_paused = true)]
 async fn prompt_logprobs_of_all_chunks_come_in_order() {
     let engine = Engine::ready(Fake::group(1)).await;
     let facts = engine.handle.facts().expect("ready");
