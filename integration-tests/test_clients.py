@@ -3,11 +3,13 @@
 `tools/test_clients.sh` makes the environments and runs this; it is no part of `make test`.
 """
 
+import json
 import os
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ POOL = ("--kv-memory", "4000000", "--max-concurrent-requests", "4")
 SECONDS_MAX = 280.0
 # Fewer cases than this mean that the document lost routes or the fuzzer its way.
 CASES_MIN = 2000
+WIDTHS = {"int32", "int64", "float", "double"}
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +87,27 @@ def test_client_works_unchanged(
     assert output.split("\n")[:-1] == [f"ok {promise}" for promise in promises.split()]
 
 
+def without_widths(schema: Any) -> Any:
+    """A schema without the widths of its numbers: JSON has none, and wider ones are served too."""
+    if isinstance(schema, list):
+        return [without_widths(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    hint = "format" if schema.get("format") in WIDTHS else None
+    return {key: without_widths(part) for key, part in schema.items() if key != hint}
+
+
 def test_schemathesis_finds_nothing_the_document_does_not_say(
     served: Stack, tmp_path: Path
 ) -> None:
-    url = f"http://127.0.0.1:{served.port}/api-doc/openapi.json"
+    document = tmp_path / "openapi.json"
+    described = json.loads(served.get("/api-doc/openapi.json")[1])
+    document.write_text(json.dumps(without_widths(described)))
+    url = f"http://127.0.0.1:{served.port}"
     report = ("--report", "junit", "--report-junit-path", str(tmp_path / "report.xml"))
     output = run(
-        *("schemathesis", "st", "--config-file", str(SCRIPTS / "schemathesis.toml"), "run", url),
-        *report,
+        *("schemathesis", "st", "--config-file", str(SCRIPTS / "schemathesis.toml"), "run"),
+        *(str(document), "--url", url, *report),
     )
     counted = re.search(r"(\d+) generated, (\d+) passed", output)
     assert counted, output
