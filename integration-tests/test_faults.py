@@ -3,12 +3,13 @@
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 from conftest import FLAGS
-from stack import Stack, alive
+from stack import HEADRACE, Stack, alive
 
 LONG = {"inputs": "a long story", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
 
@@ -122,19 +123,14 @@ def test_two_shards_answer_like_one(tiny_model: Path, server: Stack) -> None:
 
 
 def test_recorded_plans_replay_to_the_same_tokens(tiny_model: Path, tmp_path: Path) -> None:
-    import subprocess
-
-    from stack import HEADRACE
-
     plans = tmp_path / "run.plans"
     with Stack("--model-id", str(tiny_model), "--record-plans", str(plans), *FLAGS) as stack:
         stack.wait_ready()
         for prompt in ("one", "two", "three"):
-            stack.ok("/generate", {"inputs": prompt, "parameters": {"max_new_tokens": 8}})
+            parameters = {"max_new_tokens": 8, "ignore_eos": True}
+            stack.ok("/generate", {"inputs": prompt, "parameters": parameters})
     done = subprocess.run(
-        [str(HEADRACE), "replay", str(plans), "--model-id", str(tiny_model), "--dtype", "float32"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [str(HEADRACE), "replay", str(plans)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "tokens     24, 0 of them differ" in done.stdout

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use headrace_config::Serve;
+use headrace_config::{Serve, without_secrets};
 use headrace_engine::{
-    EngineConfig, EngineError, EngineHandle, EngineState, TokenId, start as start_engine,
+    EngineConfig, EngineError, EngineHandle, EngineState, Record, TokenId, start as start_engine,
 };
 use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
 use prometheus::Registry;
@@ -215,7 +215,10 @@ fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
         context_tokens_max: serve.requests.max_total_tokens,
         kv_dtype: device.kv_dtype.clone(),
         memory_fraction: device.memory_fraction,
-        record: engine.record.clone(),
+        record: engine.record.as_ref().map(|path| Record {
+            path: path.clone(),
+            serve: without_secrets(serve).into(),
+        }),
         step_deadline: Duration::from_millis(engine.step_deadline_ms),
         prepare_deadline: Duration::from_millis(engine.prepare_deadline_ms),
         metrics,

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from headrace.config import Serve, prepare_process
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
         return hub.main(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
-        serve = Serve.load(arguments.config)
+        serve = _configuration(arguments)
         prepare_process(serve)
         return arguments.run(serve, arguments)
     except HeadraceError as error:
@@ -37,13 +38,28 @@ def _parser() -> argparse.ArgumentParser:
         ("describe", _describe, "print the facts of the model as one JSON object"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--config", type=Path, required=True, help="serve.json")
-        command.add_argument("--rank", type=int, default=0)
+        recorded = run is _replay
+        source = "serve.json, instead of the recorded one" if recorded else "serve.json"
+        command.add_argument("--config", type=Path, required=not recorded, help=source)
         command.set_defaults(run=run)
-        if name == "replay":
-            command.add_argument("file", type=Path, help="what --record wrote")
+        if recorded:
+            command.add_argument("file", type=Path, help="what --record-plans wrote")
+            command.add_argument("--model", type=Path, help="folder of the model, if it has moved")
+        else:
+            command.add_argument("--rank", type=int, default=0)
     commands.add_parser("download", help="fetch a model's files; see download --help")
     return parser
+
+
+def _configuration(arguments: argparse.Namespace) -> Serve:
+    if arguments.run is not _replay:
+        return Serve.load(arguments.config)
+    from headrace.record import recorded_serve
+
+    serve = Serve.load(arguments.config) if arguments.config else recorded_serve(arguments.file)
+    model = replace(serve.model, path=arguments.model or serve.model.path)
+    # One shard: rank 0's results are what was recorded.
+    return replace(serve, model=model, shards=serve.shards[:1])
 
 
 def _shard(serve: Serve, arguments: argparse.Namespace) -> int:

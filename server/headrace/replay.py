@@ -1,16 +1,9 @@
-"""Executes recorded plans again and compares the tokens: a bug report is a file.
-
-The file is what the router's recorder wrote: eight bytes `HEADRACE`, a `u32` version, then records
-of a kind (`u8`), a length (`u32`) and as many bytes, little-endian, until the end of the file.
-"""
+"""Executes recorded plans again and compares the tokens: a bug report is a file."""
 
 from __future__ import annotations
 
-import dataclasses
-import struct
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -22,12 +15,8 @@ from headrace.config import Serve
 from headrace.errors import ConfigError
 from headrace.executor import Engine, Preparation, Runner
 from headrace.load import load_engine
+from headrace.record import PREPARE, RESULT, TO_SHARD, read_records
 from headrace.wire import Plan, Result, RowFlag, decode, decode_result, messages
-
-MAGIC = b"HEADRACE"
-VERSION = 1
-
-PREPARE, TO_SHARD, RESULT = 1, 2, 3
 
 # Differences that are told one by one; more are only counted.
 DIFFERENCES_TOLD = 10
@@ -85,10 +74,8 @@ class Summary:
 
 def run_replay(serve: Serve, path: Path) -> int:
     """Replays a file on one shard; returns 0 if every token is as it was recorded."""
-    records = list(read_records(path))
-    alone = dataclasses.replace(serve, shards=serve.shards[:1])
     with torch.inference_mode():
-        summary = replay(load_engine(alone, 0), records)
+        summary = replay(load_engine(serve, 0), list(read_records(path)))
     summary.write(sys.stdout)
     return 0 if summary.tokens_differ == 0 else 1
 
@@ -124,27 +111,6 @@ def replay(engine: Engine, records: list[tuple[int, bytes]]) -> Summary:
             _follow(engine, runner, plan, answer)
     summary.seconds = time.perf_counter() - begin
     return summary
-
-
-def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The records of a file; one that its end cuts short is left out."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if data[: len(MAGIC)] != MAGIC or len(data) < len(MAGIC) + 4:
-        raise ConfigError(f"{path} is not a record of plans")
-    (version,) = struct.unpack_from("<I", data, len(MAGIC))
-    if version != VERSION:
-        raise ConfigError(f"{path} has version {version}; this replay reads version {VERSION}")
-    at = len(MAGIC) + 4
-    while at + 5 <= len(data):
-        kind, length = struct.unpack_from("<BI", data, at)
-        at += 5
-        if at + length > len(data):
-            break
-        yield kind, data[at : at + length]
-        at += length
 
 
 def _results_until_prepare(records: list[tuple[int, bytes]]) -> dict[int, Result]:

@@ -11,7 +11,8 @@ from planner import Planner, Sequence
 
 from headrace.errors import ConfigError
 from headrace.executor import Runner
-from headrace.replay import PREPARE, RESULT, TO_SHARD, read_records, replay
+from headrace.record import PREPARE, RESULT, TO_SHARD, read_records
+from headrace.replay import replay
 from headrace.wire import Plan, Result, Sampling, decode, encode_plan, encode_result, messages
 
 BLOCKS = 64

@@ -39,6 +39,18 @@ pub fn save(serve: &Serve, path: &Path) -> Result<(), FileError> {
     file.write_all(&text).map_err(io)
 }
 
+/// The same text for a file that others may read: without the API key.
+///
+/// # Panics
+///
+/// Never: every key is a string and every number finite.
+#[must_use]
+pub fn without_secrets(serve: &Serve) -> Vec<u8> {
+    let mut open = serve.clone();
+    open.http.api_key = None;
+    serde_json::to_vec(&open).expect("plain values become JSON; this is a bug of config")
+}
+
 /// Reads what [`save`] wrote. Unknown and missing keys are errors: both sides are one version.
 pub fn load(path: &Path) -> Result<Serve, FileError> {
     let text = fs::read(path).map_err(|source| FileError::Io {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::cli::Typed;
-pub use crate::file::{FileError, load, save};
+pub use crate::file::{FileError, load, save, without_secrets};
 pub use crate::machine::Machine;
 pub use crate::resolve::{
     ConfigError, DEFAULT_MODEL, Launch, Resolved, SECRET_VARIABLES, hub_token, resolve,

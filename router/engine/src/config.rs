@@ -3,7 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus::Registry;
+
+/// A file for replay, and what the server was told, which the record begins with.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The file; it is made anew.
+    pub path: PathBuf,
+    /// `serve.json` without secrets. The engine only passes it on.
+    pub serve: Bytes,
+}
 
 /// Everything the engine needs to know; values of `serve.json`.
 #[derive(Debug, Clone)]
@@ -32,8 +42,8 @@ pub struct EngineConfig {
     pub kv_dtype: String,
     /// Of the device's free memory; 0 for the device's default.
     pub memory_fraction: f32,
-    /// A file that every plan and result is written to.
-    pub record: Option<PathBuf>,
+    /// Where every plan and result is written, for replay.
+    pub record: Option<Record>,
     /// A step that takes longer takes the group down.
     pub step_deadline: Duration,
     /// Connecting to the shards, loading and preparing may take this long together.

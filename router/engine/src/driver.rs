@@ -121,9 +121,13 @@ async fn load(
     config: &EngineConfig,
     dial: &Dial,
 ) -> Result<(Ready, Option<Recorder>), EngineError> {
-    let recorder = config.record.as_deref().map(Recorder::create).transpose()?;
+    let recorder = match &config.record {
+        Some(record) => Some((Recorder::create(&record.path)?, record.serve.clone())),
+        None => None,
+    };
     let ready = bring_up(config, dial).await?;
-    if let Some(recorder) = &recorder {
+    if let Some((recorder, serve)) = &recorder {
+        recorder.write(Kind::Serve, serve.clone()).await;
         recorder
             .write(Kind::Describe, encode_describe(&ready.facts.describe))
             .await;
@@ -131,7 +135,7 @@ async fn load(
             .write(Kind::Prepare, encode_prepare(&ready.prepare))
             .await;
     }
-    Ok((ready, recorder))
+    Ok((ready, recorder.map(|(recorder, _)| recorder)))
 }
 
 /// Answers while there is no group yet; returns when the engine is to end before there is one.

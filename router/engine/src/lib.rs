@@ -15,7 +15,7 @@ mod metrics;
 mod record;
 mod sink;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, Record};
 pub use error::{EngineError, ShardError, SubmitError};
 pub use handle::{EngineHandle, EngineState, Facts, TokenStream, start};
 pub use sink::TokenEvent;

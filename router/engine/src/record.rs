@@ -11,8 +11,9 @@
 //! | 2 | `ToShard`, exactly as sent |
 //! | 3 | `StepResult` of rank 0, exactly as received |
 //! | 4 | `DescribeReply` of rank 0; readers skip kinds they do not know |
+//! | 5 | `serve.json` without secrets, so that a replay needs nothing but the file and the model |
 //!
-//! One record of kind 4 and one of kind 1 come first. With several plans in flight results stand
+//! One record each of kinds 5, 4 and 1 come first. With several plans in flight results stand
 //! after the plans that were sent before they arrived.
 
 use std::fs::File;
@@ -40,6 +41,7 @@ pub(crate) enum Kind {
     ToShard = 2,
     Result = 3,
     Describe = 4,
+    Serve = 5,
 }
 
 /// The driver's end of the writer thread.

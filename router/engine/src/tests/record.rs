@@ -23,11 +23,16 @@ fn records(file: &[u8]) -> Vec<(u8, &[u8])> {
     records
 }
 
+fn record_to(path: std::path::PathBuf) -> crate::Record {
+    let serve = bytes::Bytes::from_static(b"{}");
+    crate::Record { path, serve }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_record_holds_every_plan_and_result_after_the_preparation() {
     let path = std::env::temp_dir().join(format!("headrace-{}.plans", std::process::id()));
     let config = crate::EngineConfig {
-        record: Some(path.clone()),
+        record: Some(record_to(path.clone())),
         ..config(2)
     };
     let group = Fake::group(2);
@@ -42,15 +47,16 @@ async fn a_record_holds_every_plan_and_result_after_the_preparation() {
     let file = std::fs::read(&path).expect("it was written");
     std::fs::remove_file(&path).expect("it is ours");
     let records = records(&file);
-    assert_eq!(records[0].0, 4);
-    assert_eq!(records[1].0, 1);
+    assert_eq!(records[0], (5, &b"{}"[..]));
+    assert_eq!(records[1].0, 4);
+    assert_eq!(records[2].0, 1);
     assert_eq!(
-        decode_prepare(records[1].1).expect("a request").blocks_max,
+        decode_prepare(records[2].1).expect("a request").blocks_max,
         1025
     );
     let plans: Vec<_> = records.iter().filter(|record| record.0 == 2).collect();
     let results: Vec<_> = records.iter().filter(|record| record.0 == 3).collect();
-    assert_eq!(records.len(), 2 + plans.len() + results.len());
+    assert_eq!(records.len(), 3 + plans.len() + results.len());
     let plans: Vec<_> = plans
         .iter()
         .map(|plan| decode_plan(plan.1).expect("a plan"))
@@ -66,7 +72,7 @@ async fn a_record_holds_every_plan_and_result_after_the_preparation() {
 async fn a_record_that_cannot_be_written_is_refused_at_start() {
     let path = std::path::PathBuf::from("/nowhere/at/all.plans");
     let config = crate::EngineConfig {
-        record: Some(path),
+        record: Some(record_to(path)),
         ..config(1)
     };
     let (_handle, task) = crate::handle::start_with(config, super::dial(Fake::group(1)));
