@@ -2,7 +2,8 @@
 //
 // Work inside a team run is dealt out statically in equal ranges, and who is done first takes from
 // the others' ranges: the cores are shared with the router and with clients, so a thread may be
-// descheduled at any time. Threads that wait spin for a bounded time, then sleep in the kernel.
+// descheduled at any time. Threads that wait spin for a bounded time, then sleep in the kernel. While
+// the cores are so busy with others that waiting costs more than it gains, runs take one thread.
 
 #pragma once
 
@@ -26,12 +27,19 @@ struct Shared {
   Counter next[2][THREADS_MAX];  // of two phases in turn: the items each thread's range has given
 };
 
+// Nanoseconds that a thread has waited for others in a run.
+struct Waited {
+  int64_t spinning = 0;
+  int64_t asleep = 0;
+};
+
 class Team {
  public:
   Team(Shared* shared, int rank, int size) : rank(rank), size(size), shared_(shared) {}
 
   const int rank;
   const int size;
+  Waited waited;
 
   // Waits until every thread of the team is here. What was written before is seen after.
   void barrier();
