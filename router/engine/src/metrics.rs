@@ -106,7 +106,11 @@ impl Metrics {
                 "headrace_kv_blocks",
                 "Blocks of the KV pool, usable ones",
             ),
-            blocks_free: gauge(r, "headrace_kv_blocks_free", "Blocks that no sequence holds, cached ones included"),
+            blocks_free: gauge(
+                r,
+                "headrace_kv_blocks_free",
+                "Blocks that no sequence holds, cached ones included",
+            ),
             blocks_cached: gauge(
                 r,
                 "headrace_kv_blocks_cached",
