@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 
 # Everything the wheel is made of: when none of it is newer than the stamp, nothing is built.
 SOURCES := $(shell find router launcher proto server -type f \
-	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' \) \
+	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' -o -name flags.txt \) \
 	-not -path '*/tests/*' -not -path '*/_native/*') \
 	Cargo.toml Cargo.lock pyproject.toml tools/install.sh tools/constraints.txt
 
@@ -34,6 +34,7 @@ test-clients: install ## what needs other people's programs and clients
 	@tools/test_clients.sh
 
 check: install ## formatters, lints, types, arrows
+	@tools/install.sh extra test
 	@tools/install.sh extra check
 	@tools/check.sh
 
@@ -47,7 +48,7 @@ gpu: install ## what needs a device
 	@tools/install.sh extra test
 	$(BIN)/python -m pytest -m gpu
 
-bench: install ## the figures of the README (see bench/README.md)
+bench: install ## what the load generator takes (bench/README.md says the rest)
 	$(BIN)/python bench/load.py --help
 
 clean: ## forget the environment and the build
