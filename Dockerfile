@@ -24,10 +24,10 @@ FROM base AS cpu
 RUN uv pip install --system --no-cache --torch-backend=cpu 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --system --no-cache --torch-backend=cpu /wheels/*.whl \
-    && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher; rm -rf /wheels
+    && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher && rm -rf /wheels
 
 FROM base AS cuda
 RUN uv pip install --system --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --system --no-cache /wheels/*.whl \
-    && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher; rm -rf /wheels
+    && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher && rm -rf /wheels
