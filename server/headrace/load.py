@@ -53,6 +53,7 @@ def load_engine(serve: Serve, rank: int) -> Engine:
         ops=table,
         load_format=serve.model.load_format,
     )
+    log.info("%-16s %s", "step", model.step_choice)
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
     return Engine(
         device=device,

@@ -14,6 +14,7 @@ from headrace.models.decoder import Decoder
 from headrace.models.fused import fuse
 from headrace.models.hf import HfConfig
 from headrace.models.spec import LocalSpec, ModelSpec
+from headrace.ops.base import Yes
 from headrace.weights import DummyReader, Reader, SafetensorsReader, load
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def load_model(
         reader,
         device.torch_device,
     )
-    fuse(model, comm.size)
+    answer = fuse(model, comm.size)
+    one_call = isinstance(answer, Yes)
+    model.step_choice = f"{'one native call' if one_call else 'by operation'}: {answer.why}"
     return model.eval()
 
 

@@ -72,6 +72,8 @@ class Decoder(nn.Module):
         # Counted now: packing takes weights out of the parameters.
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.parameters())
         self.whole_step: WholeStep | None = None
+        # One line of the startup log: how a step runs, and why so.
+        self.step_choice = "by operation"
 
     @torch.inference_mode()
     def forward(self, tokens_T: Tensor, step: StepContext) -> Tensor:
