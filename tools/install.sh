@@ -84,6 +84,7 @@ PY
 install_server() {
     check_tools
     make_venv
+    [ -d target ] || check_space
     install_torch
     if [ pyproject.toml -nt "$VENV/.dependencies" ]; then
         say "Installing the server's Python packages"
@@ -94,7 +95,7 @@ install_server() {
     say "Building the wheel (the first build compiles the Rust dependencies: some minutes)"
     rm -rf .cache/dist
     "$VENV/bin/maturin" build --release --locked --out .cache/dist --interpreter "$PY" ||
-        die "the build failed; the compiler's message is above."
+        die "the build failed; cargo's message is above (fetching crates needs a network, building $SPACE_MB_MIN MB)."
     say "Installing the wheel"
     uv_pip --quiet --no-deps --reinstall .cache/dist/*.whl
     touch "$VENV/.headrace"

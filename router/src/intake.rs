@@ -66,7 +66,10 @@ impl Intake {
         copies: usize,
     ) -> Result<Vec<Respond>, ApiError> {
         if prompts.iter().any(|prompt| prompt.text.is_empty()) {
-            return Err(Invalid::Empty { field: "inputs" }.into());
+            return Err(Invalid::Empty {
+                field: self.checked.names.prompt,
+            }
+            .into());
         }
         self.checked.check_truncate(&self.ready)?;
         let text = Arc::clone(&self.ready.text);

@@ -23,6 +23,14 @@ const PENALTY_MAX: f32 = 2.0;
 /// The range of a logit bias on both sides of zero.
 const BIAS_MAX: f32 = 100.0;
 
+/// What an API calls the fields that others call otherwise: a refusal names the caller's own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names {
+    pub(crate) prompt: &'static str,
+    pub(crate) tokens_max: &'static str,
+    pub(crate) top_n: &'static str,
+}
+
 /// Parameters of every API in one shape, unchecked. `None` is "not given".
 #[derive(Debug, Clone, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a field of an API")]
@@ -47,8 +55,7 @@ pub(crate) struct Ask {
     pub(crate) ignore_eos: bool,
     pub(crate) prompt_logprobs: bool,
     pub(crate) top_n: Option<u32>,
-    /// What the API calls `top_n`.
-    pub(crate) top_n_field: &'static str,
+    pub(crate) names: Names,
     pub(crate) bias: Vec<(String, f32)>,
     pub(crate) watermark: bool,
     /// The field that asked for a grammar.
@@ -72,6 +79,20 @@ pub(crate) struct Checked {
     tokens_max: Option<u32>,
     pub(crate) ignore_eos: bool,
     prompt_logprobs: bool,
+    pub(crate) names: Names,
+}
+
+// === impl Names ===
+
+/// TGI's names.
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            prompt: "inputs",
+            tokens_max: "max_new_tokens",
+            top_n: "top_n_tokens",
+        }
+    }
 }
 
 // === impl Ask ===
@@ -83,7 +104,7 @@ impl Ask {
         let sampling = self.check_sampling(vocab_size)?;
         if self.tokens_max == Some(0) {
             return Err(Invalid::NoCount {
-                field: "max_new_tokens",
+                field: self.names.tokens_max,
                 given: 0,
             });
         }
@@ -95,7 +116,7 @@ impl Ask {
             return Err(Invalid::BestOfSeed { given });
         }
         if let Some(given) = self.top_n.filter(|n| *n > bounds.max_top_n_tokens) {
-            let (field, max) = (self.top_n_field, bounds.max_top_n_tokens);
+            let (field, max) = (self.names.top_n, bounds.max_top_n_tokens);
             return Err(Invalid::TopTokens { field, max, given });
         }
         if self.watermark {
@@ -120,6 +141,7 @@ impl Ask {
             tokens_max: self.tokens_max,
             ignore_eos: self.ignore_eos,
             prompt_logprobs: self.prompt_logprobs,
+            names: self.names,
         })
     }
 

@@ -22,7 +22,7 @@ use crate::openai::wire::{
 };
 use crate::respond::{Finish, Manner, Piece, Respond};
 use crate::sse::{self, Frames, event};
-use crate::validate::Ask;
+use crate::validate::{Ask, Names};
 
 const ROLE: &str = "assistant";
 
@@ -150,7 +150,11 @@ fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
     Ok(Ask {
         tokens_max: body.max_completion_tokens.or(body.max_tokens),
         top_n: body.top_logprobs,
-        top_n_field: "top_logprobs",
+        names: Names {
+            prompt: "messages",
+            tokens_max: "max_tokens",
+            top_n: "top_logprobs",
+        },
         grammar: grammar.map(|_| "response_format"),
         ..body.ask()
     })

@@ -19,7 +19,7 @@ use crate::openai::wire::{
 };
 use crate::respond::{Finish, Manner, Piece, Respond};
 use crate::sse::{self, Frames, event};
-use crate::validate::Ask;
+use crate::validate::{Ask, Names};
 
 /// Writes the events of one continuation.
 #[derive(Debug)]
@@ -51,7 +51,11 @@ pub(crate) async fn completions(
     let ask = Ask {
         tokens_max: body.max_tokens,
         top_n: body.logprobs,
-        top_n_field: "logprobs",
+        names: Names {
+            prompt: "prompt",
+            tokens_max: "max_tokens",
+            top_n: "logprobs",
+        },
         ..body.ask()
     };
     let prompts = match body.prompt {

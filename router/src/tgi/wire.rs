@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::validate::Ask;
+use crate::validate::{Ask, Names};
 
 /// Body of `/generate`, `/generate_stream` and `/tokenize`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -274,7 +274,7 @@ impl GenerateParameters {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             prompt_logprobs: self.decoder_input_details.unwrap_or(false),
             top_n: self.top_n_tokens,
-            top_n_field: "top_n_tokens",
+            names: Names::default(),
             bias: Vec::new(),
             watermark: self.watermark.unwrap_or(false),
             grammar: self.grammar.is_some().then_some("grammar"),
