@@ -11,7 +11,7 @@ from stack import Stack
 # Small and exact: float32, a context that a test can fill.
 TINY = Tiny(config={"max_position_embeddings": 512})
 # A pool of a few hundred blocks: nothing here needs the default, which is touched at once.
-FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "16000000")
+FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "16000000")
 
 
 @pytest.fixture(scope="session")
