@@ -146,7 +146,7 @@ def errors(client: OpenAI) -> None:
     calls = [
         ("temperature", lambda: create(**CHAT | {"temperature": -1})),
         ("top_p", lambda: create(**CHAT, top_p=7, stream=True)),
-        ("max_new_tokens", lambda: create(**CHAT | {"max_tokens": 0})),
+        ("max_tokens", lambda: create(**CHAT | {"max_tokens": 0})),
         ("messages", lambda: create(**CHAT | {"messages": []})),
         ("top_logprobs", lambda: create(**CHAT, logprobs=True, top_logprobs=20)),
         ("tokens", lambda: complete(**TEXT | {"prompt": "word " * 500})),
