@@ -156,7 +156,10 @@ def functions(path: Path) -> Iterator[tuple[int, str]]:
     lines = text.splitlines()
     for number, line in enumerate(lines):
         found = re.match(r"(\s*)(?:pub(?:\([a-z ]+\))? )?(?:const |async )*fn (\w+)", line)
-        if found:
+        head = next(
+            (text for text in lines[number:] if text.rstrip().endswith(("{", "}", ";"))), ""
+        )
+        if found and not head.rstrip().endswith(";"):
             close = found[1] + "}"
             ends = (n for n in range(number, len(lines)) if lines[n] == close)
             yield next(ends, number) - number + 1, found[2]
