@@ -3,15 +3,13 @@
 # Run as TGI's image is run:
 #   docker run --shm-size 1g -p 8080:80 -v $PWD/data:/data IMAGE --model-id HuggingFaceTB/SmolLM2-135M-Instruct
 
-FROM python:3.12-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends build-essential curl git \
+FROM rust:1-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential python3-venv \
     && rm -rf /var/lib/apt/lists/*
-ENV RUSTUP_HOME=/opt/rustup CARGO_HOME=/opt/cargo PATH=/opt/cargo/bin:$PATH
-RUN curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path
-RUN pip install --no-cache-dir 'maturin>=1.16,<2'
+RUN python3 -m venv /opt/maturin && /opt/maturin/bin/pip install --no-cache-dir 'maturin>=1.16,<2'
 WORKDIR /src
 COPY . .
-RUN maturin build --release --locked --out /wheels
+RUN /opt/maturin/bin/maturin build --release --locked --out /wheels
 
 FROM python:3.12-slim-bookworm AS base
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 g++ \
