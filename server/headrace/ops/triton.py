@@ -1,0 +1,92 @@
+"""What the Triton implementations of the operations share.
+
+Triton itself is imported only when such an implementation is built: the modules that hold kernels
+import it at their top, and are imported by nobody but a candidate's `made` and their tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headrace.ops.base import No, OpSpec, Yes
+
+if TYPE_CHECKING:
+    from headrace.device.base import Device
+
+# The oldest devices the kernels are written for: the first that compute in bfloat16.
+CAPABILITY_MIN = (8, 0)
+# The first devices whose kernels can be launched before those they depend on have ended.
+PDL_CAPABILITY = (9, 0)
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What kernels and their launches need to know of the device."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    # Whether programmatic dependent launch exists: a kernel starts while those before it on the
+    # stream still run, and waits for them itself (`gdc_wait`) before it reads what they wrote.
+    pdl: bool
+
+    @property
+    def launch(self) -> dict[str, bool]:
+        """What every launch of a kernel with a `PDL` flag is given."""
+        return {"PDL": True, "launch_pdl": True} if self.pdl else {"PDL": False}
+
+
+# Stands for the device where kernels run in Triton's interpreter.
+INTERPRETED = Gpu(capability=(0, 0), multiprocessors=4, pdl=False)
+
+
+def why_not(device: Device) -> str | None:
+    """Why Triton kernels cannot run on the device, or None."""
+    if device.kind != "cuda":
+        return "runs on CUDA devices"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability(device.torch_device)
+    if capability < CAPABILITY_MIN:
+        return f"compute capability {capability[0]}.{capability[1]} is too old"
+    return None
+
+
+def gpu(device: Device) -> Gpu:
+    """The facts of a device for which `why_not` has no reason."""
+    properties = torch.cuda.get_device_properties(device.torch_device)
+    capability = (properties.major, properties.minor)
+    return Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
+
+
+class Triton:
+    """The candidate of an operation that has Triton kernels."""
+
+    name = "triton"
+
+    def __init__(
+        self,
+        made: Callable[[OpSpec, Gpu], Any],
+        why: str,
+        refuses: Callable[[OpSpec], str | None] = lambda spec: None,
+    ) -> None:
+        self._made = made  # returns what `build` does; imports the kernels
+        self._why = why
+        self._refuses = refuses  # what of the spec the operation cannot do
+
+    def supports(self, spec: OpSpec, device: Device) -> Yes | No:
+        refusal = why_not(device)
+        if refusal is None and spec.dtype not in DTYPES:
+            refusal = f"has no {spec.dtype} path"
+        if refusal is None:
+            refusal = self._refuses(spec)
+        return Yes(self._why) if refusal is None else No(refusal)
+
+    def build(self, spec: OpSpec, device: Device) -> Any:
+        return self._made(spec, gpu(device))
