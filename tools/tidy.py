@@ -38,7 +38,7 @@ LICENSES = {
 }  # fmt: skip
 # Words that may stand only in these files of server/headrace (prefixes of paths).
 PYTHON_ONLY_IN = {
-    r"\btorch\.cuda\b": ("device/cuda.py", "graphs.py", "ops/"),
+    r"\btorch\.cuda\b": ("device/cuda", "graphs.py", "ops/"),
     r"\bos\.environ\b|\bos\.getenv\b": ("config.py", "__main__.py"),
     r"\.item\(\)|\.tolist\(\)": (
         # slots, sampler and telemetry: columns of a plan, which are numpy on the host already.
