@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,14 @@ from headrace.wire import Plan, RowFlag
 # Staging buffers: one for each step that may be on its way to the device, and one to write.
 STAGES = 4
 
-# Staged int64 columns: token, position, cell and logits index a token; slot and slot of the
-# sampled rows a row.
-TOKEN_COLUMNS = 4
-ROW_COLUMNS = 2
+# Staged bytes: token, position, cell and logits index a token; slot, slot of the sampled rows,
+# which logits are drawn from, row and first token of rows that go on from their slot, length and
+# first token a row; and two numbers for each block that is appended to a table.
+TOKEN_BYTES = 4 * 8
+ROW_BYTES = 5 * 8 + 2 * 4
+BLOCK_BYTES = 2 * 8
+# What the alignment of the columns may add.
+SLACK_BYTES = 16 * 8
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,20 @@ class PromptRow:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What the model is called with."""
+
+    tokens_T: Tensor
+    context: StepContext
+
+
+@dataclass(frozen=True)
 class Step:
     """A plan, ready to be launched."""
 
     plan: Plan
-    tokens_T: Tensor
-    context: StepContext
+    inputs: Inputs | None  # None: the graph of the bucket makes them from what was staged
+    bucket: int  # rows of the graph that computes the step; 0: none does
     row_R: np.ndarray  # int64: the sampled rows of the plan
     slot_R: np.ndarray  # int64, host
     device_slot_R: Tensor
@@ -68,7 +81,12 @@ class Batcher:
         step_tokens_max: int,
         step_rows_max: int,
         vocab_size: int,
+        buckets: tuple[int, ...] = (),
     ) -> None:
+        """
+        Args:
+            buckets: rows of the decode steps that graphs compute, ascending.
+        """
         self._device = device
         self._slots = slots
         self._pool = pool
@@ -77,8 +95,12 @@ class Batcher:
         self._rows_max = step_rows_max
         self._vocab_size = vocab_size
         self._block_tokens = pool.layout.block_tokens
-        length = TOKEN_COLUMNS * step_tokens_max + ROW_COLUMNS * step_rows_max
-        self._stages = [device.host_buffer(length, torch.int64) for _ in range(STAGES)]
+        self._buckets = buckets
+        # A step writes to every block it appends, but for the one that its last token may need.
+        blocks_max = step_tokens_max // self._block_tokens + 2 * step_rows_max
+        size = TOKEN_BYTES * step_tokens_max + ROW_BYTES * step_rows_max + BLOCK_BYTES * blocks_max
+        size = max(size, 2 * 8 * max(buckets, default=0))
+        self.staging = device.staging(size + SLACK_BYTES, STAGES)
 
     def build(self, plan: Plan) -> Step:
         """Applies a plan to the slots and stages it; raises `PlanError` at a contradiction."""
@@ -91,14 +113,70 @@ class Batcher:
         end_S = start_S + length_S
         self._check(plan, slot_S, length_S, end_S)
         self._slots.length_Z[slot_S] = end_S
+        stage = _Stage(self.staging.host(plan.step))
+        bucket = self._bucket(plan)
+        if bucket:
+            return self._decode(plan, stage, bucket, slot_S, start_S)
+        return self._general(plan, stage, slot_S, start_S, length_S)
 
+    def _bucket(self, plan: Plan) -> int:
+        """Rows of the graph that computes a plan; 0 if none does."""
+        rows, flags = plan.row_slot_S.size, plan.row_flags_S
+        if not rows or not self._buckets or rows > self._buckets[-1]:
+            return 0
+        wanted = RowFlag.FROM_SLOT | RowFlag.SAMPLE
+        other = RowFlag.PROMPT_LOGPROBS | RowFlag.MASKED
+        if (plan.row_len_S != 1).any() or ((flags & (wanted | other)) != wanted).any():
+            return 0
+        return self._buckets[bisect.bisect_left(self._buckets, rows)]
+
+    def _decode(
+        self, plan: Plan, stage: _Stage, bucket: int, slot_S: np.ndarray, start_S: np.ndarray
+    ) -> Step:
+        """A step of rows of one token each, which a graph computes from slots and positions."""
+        rows = slot_S.size
+        if plan.token_id.size:
+            raise PlanError(f"step {plan.step} brings {plan.token_id.size} tokens for 0")
+        # Padding rows belong to the last slot, whose table is nothing but scrap.
+        padded_S = stage.take(bucket)
+        padded_S[:rows] = slot_S
+        padded_S[rows:] = self._slots.padding
+        start = stage.take(bucket)
+        start[:rows] = start_S
+        start[rows:] = 0
+        appended = self._stage_appends(stage)
+        inbox = self.staging.send(plan.step, stage.used)
+        self._append(inbox, appended)
+        return Step(
+            plan=plan,
+            inputs=None,
+            bucket=bucket,
+            row_R=np.arange(rows),
+            slot_R=slot_S,
+            device_slot_R=Column(0, rows, np.int64).of(inbox),
+            position_R=start_S + 1,
+            logits_R=None,
+            prompts=(),
+            length_S=start_S + 1,
+        )
+
+    def _general(
+        self,
+        plan: Plan,
+        stage: _Stage,
+        slot_S: np.ndarray,
+        start_S: np.ndarray,
+        length_S: np.ndarray,
+    ) -> Step:
+        """A step of any rows."""
+        end_S = start_S + length_S
         last_S = np.cumsum(length_S)
         tokens = int(last_S[-1]) if last_S.size else 0
         first_S = last_S - length_S
         is_from_slot_S = (plan.row_flags_S & RowFlag.FROM_SLOT) != 0
         is_sampled_S = (plan.row_flags_S & RowFlag.SAMPLE) != 0
         if tokens == slot_S.size:  # Pure decode: one token a row.
-            row_T, position_T, from_slot_T = None, start_S, is_from_slot_S
+            position_T, from_slot_T = start_S, is_from_slot_S
             slot_T = slot_S
         else:
             row_T = np.repeat(np.arange(slot_S.size), length_S)
@@ -109,48 +187,74 @@ class Batcher:
         row_R = np.flatnonzero(is_sampled_S)
         prompts, logits_L, logits_R = _logits(plan, row_R, first_S, last_S, start_S)
 
-        stage = _Stage(self._stages[plan.step % STAGES])
-        token_T = stage.take(tokens)
-        token_T[~from_slot_T] = self._given(plan, tokens - int(from_slot_T.sum()))
-        stage.put(position_T)
-        cell_T = stage.take(tokens)
-        np.multiply(block_T, self._block_tokens, out=cell_T)
-        cell_T += position_T % self._block_tokens
-        stage.put(logits_L)
-        stage.put(slot_S)
+        tokens_T = stage.take(tokens)
+        tokens_T[~from_slot_T] = self._given(plan, tokens - int(from_slot_T.sum()))
+        at_tokens = stage.last
+        at_positions = stage.put(position_T)
+        cells_T = stage.take(tokens)
+        np.multiply(block_T, self._block_tokens, out=cells_T)
+        cells_T += position_T % self._block_tokens
+        at_cells = stage.last
+        at_logits = stage.put(logits_L)
+        at_slots = stage.put(slot_S)
         slot_R = slot_S[row_R]
-        stage.put(slot_R)
-        device = self._device.upload(stage.used())
-        tokens_T, positions_T, cells_T, sampled_L, device_slot_S, device_slot_R = device.split(
-            [tokens, tokens, tokens, logits_L.size, slot_S.size, slot_R.size]
-        )
-        tokens_T = self._from_slots(tokens_T, device_slot_S, is_from_slot_S, first_S)
+        at_sampled_slots = stage.put(slot_R)
+        at_logits_R = None if logits_R is None else stage.put(logits_R)
+        at_rows = stage.put(np.flatnonzero(is_from_slot_S))
+        at_firsts = stage.put(first_S[is_from_slot_S])
+        at_ends = stage.put(end_S, np.int32)
+        at_first_S1 = stage.put(np.concatenate(([0], last_S)), np.int32)
+        appended = self._stage_appends(stage)
+        inbox = self.staging.send(plan.step, stage.used)
+
+        self._append(inbox, appended)
+        device_slot_S = at_slots.of(inbox)
+        device_tokens_T = at_tokens.of(inbox)
+        if is_from_slot_S.any():  # The slots' last tokens never leave the device.
+            slot_F = device_slot_S.index_select(0, at_rows.of(inbox))
+            last_F = self._slots.last_tokens(slot_F)
+            device_tokens_T.index_copy_(0, at_firsts.of(inbox), last_F)
         width = -(-int(end_S.max(initial=1)) // self._block_tokens)
         shape = StepShape(
             row_start_S=start_S.astype(np.int32),
             row_len_S=plan.row_len_S,
             table_SB=self._slots.tables(device_slot_S, width),
             block_tokens=self._block_tokens,
+            kv_len_S=at_ends.of(inbox),
+            first_S1=at_first_S1.of(inbox),
+            decode_rows=_leading_ones(plan.row_len_S),
         )
         context = StepContext(
-            positions_T=positions_T,
-            cells_T=cells_T,
-            sampled_S=sampled_L,
+            positions_T=at_positions.of(inbox),
+            cells_T=at_cells.of(inbox),
+            sampled_S=at_logits.of(inbox),
             attention=self._attention.plan(shape),
             kv=self._pool,
         )
         return Step(
             plan=plan,
-            tokens_T=tokens_T,
-            context=context,
+            inputs=Inputs(device_tokens_T, context),
+            bucket=0,
             row_R=row_R,
             slot_R=slot_R,
-            device_slot_R=device_slot_R,
+            device_slot_R=at_sampled_slots.of(inbox),
             position_R=end_S[row_R],
-            logits_R=None if logits_R is None else torch.from_numpy(logits_R).to(device.device),
+            logits_R=None if at_logits_R is None else at_logits_R.of(inbox),
             prompts=prompts,
             length_S=end_S,
         )
+
+    def _stage_appends(self, stage: _Stage) -> tuple[Column, Column] | None:
+        """Stages what the plan added to tables that the device has a copy of."""
+        added = self._slots.take_appended()
+        if added is None:
+            return None
+        return stage.put(added.cells), stage.put(added.blocks, np.int32)
+
+    def _append(self, inbox: Tensor, appended: tuple[Column, Column] | None) -> None:
+        if appended is not None:
+            cells, blocks = (column.of(inbox) for column in appended)
+            self._slots.append_on_device(cells, blocks)
 
     def _starts(self, plan: Plan, slot_S: np.ndarray) -> np.ndarray:
         start_S = plan.row_start_S.astype(np.int64)
@@ -188,43 +292,67 @@ class Batcher:
             raise PlanError(f"step {plan.step} brings tokens outside the vocabulary")
         return token
 
-    def _from_slots(
-        self, tokens_T: Tensor, slot_S: Tensor, is_from_slot_S: np.ndarray, first_S: np.ndarray
-    ) -> Tensor:
-        """Puts the slots' last tokens where rows ask for them; they never leave the device."""
-        if is_from_slot_S.all() and tokens_T.numel() == is_from_slot_S.size:
-            return self._slots.last_tokens(slot_S)
-        if is_from_slot_S.any():
-            rows = torch.from_numpy(np.flatnonzero(is_from_slot_S)).to(tokens_T.device)
-            at = torch.from_numpy(first_S[is_from_slot_S]).to(tokens_T.device)
-            tokens_T.index_copy_(0, at, self._slots.last_tokens(slot_S.index_select(0, rows)))
-        return tokens_T
-
     def _zero(self, plan: Plan) -> None:
         if not 1 <= plan.zero_block.min() <= plan.zero_block.max() < self._pool.blocks:
             raise PlanError(f"step {plan.step} zeroes a block outside the pool")
-        blocks = torch.from_numpy(plan.zero_block.astype(np.int64))
-        self._pool.zero(blocks.to(self._device.torch_device))
+        self._pool.zero(self._device.to_device(plan.zero_block.astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a staged column lies."""
+
+    at: int  # bytes
+    count: int
+    dtype: type[np.generic]
+
+    def of(self, inbox: Tensor) -> Tensor:
+        """The column on the device."""
+        size = self.count * np.dtype(self.dtype).itemsize
+        return inbox[self.at : self.at + size].view(_TORCH[self.dtype])
+
+    def of_host(self, host: np.ndarray) -> np.ndarray:
+        """The column in a copy of the bytes."""
+        size = self.count * np.dtype(self.dtype).itemsize
+        return host[self.at : self.at + size].view(self.dtype)
+
+
+_TORCH: dict[type[np.generic], torch.dtype] = {
+    np.int64: torch.int64,
+    np.int32: torch.int32,
+    np.float32: torch.float32,
+    np.bool_: torch.bool,
+}
+# Columns begin at multiples of this many bytes.
+_ALIGNMENT = 8
 
 
 class _Stage:
     """A staging buffer that is filled from the front."""
 
-    def __init__(self, buffer: Tensor) -> None:
-        self._buffer = buffer
-        self._host = buffer.numpy()
-        self._used = 0
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+        self.used = 0  # bytes
+        self.last = Column(0, 0, np.int64)  # the column taken last
 
-    def take(self, count: int) -> np.ndarray:
-        taken = self._host[self._used : self._used + count]
-        self._used += count
+    def take(self, count: int, dtype: type[np.generic] = np.int64) -> np.ndarray:
+        """The next column, to be filled."""
+        size = count * np.dtype(dtype).itemsize
+        self.last = Column(self.used, count, dtype)
+        taken = self._host[self.used : self.used + size].view(dtype)
+        self.used += -(-size // _ALIGNMENT) * _ALIGNMENT
         return taken
 
-    def put(self, column: np.ndarray) -> None:
-        self.take(column.size)[:] = column
+    def put(self, values: np.ndarray, dtype: type[np.generic] = np.int64) -> Column:
+        """Fills the next column."""
+        self.take(values.size, dtype)[:] = values
+        return self.last
 
-    def used(self) -> Tensor:
-        return self._buffer[: self._used]
+
+def _leading_ones(length_S: np.ndarray) -> int:
+    """How many of the first rows have one token."""
+    longer = np.flatnonzero(length_S != 1)
+    return int(longer[0]) if longer.size else length_S.size
 
 
 def _logits(

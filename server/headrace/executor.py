@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from headrace.batch import Batcher, Step
 from headrace.comm import Comm
-from headrace.device import Device
+from headrace.device import Device, Timer
 from headrace.errors import HeadraceError, PlanError
+from headrace.graphs import DecodeGraphs, buckets
 from headrace.kv import KvLayout, KvPool
 from headrace.layers.step import StepContext
 from headrace.ops.paged_attention import AttentionBackend
@@ -34,6 +35,9 @@ from headrace.slots import SlotRows
 from headrace.telemetry import Tracer, trace_contexts
 from headrace.warm import warm_plans
 from headrace.wire import Mask, Plan, Result, decode, encode_result
+
+if TYPE_CHECKING:
+    from headrace.ops.decode_inputs import DecodeInputsOp
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class Model(Protocol):
     """The model, as the executor sees it."""
 
     def __call__(self, tokens_T: Tensor, step: StepContext) -> Tensor:
-        """Returns logits_LV of the tokens that `step.sampled_S` names, float32."""
+        """Returns logits_LV of the tokens that `step.sampled_S` names."""
         ...
 
 
@@ -68,6 +72,10 @@ class Engine:
     dtype: torch.dtype
     weight_bytes: int
     kv_bytes_max: int  # 0: the device's default
+    logits_dtype: torch.dtype = torch.float32  # what the model returns
+    # What graphs need: how a decode step's inputs are made, and the angles of all positions.
+    decode_inputs: DecodeInputsOp | None = None
+    cos_sin_PE: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,13 +123,20 @@ class _Running:
     step: Step
     outputs: Outputs
     begin_ns: int
+    timer: Timer
 
 
 class Runner:
     """Executes plans, one after another. Not a thread: its caller owns the device."""
 
-    def __init__(self, engine: Engine, wanted: Preparation, blocks: int) -> None:
-        """Makes slots and a zeroed pool of `blocks` blocks."""
+    def __init__(
+        self, engine: Engine, wanted: Preparation, blocks: int, sizes: tuple[int, ...] = ()
+    ) -> None:
+        """Makes slots and a zeroed pool of `blocks` blocks.
+
+        Args:
+            sizes: rows of the decode steps that `capture` records graphs for, ascending.
+        """
         self._engine = engine
         self._next_step = wanted.first_step
         width = -(-engine.context_tokens_max // wanted.block_tokens)
@@ -142,8 +157,18 @@ class Runner:
             step_tokens_max=wanted.step_tokens_max,
             step_rows_max=wanted.step_rows_max,
             vocab_size=engine.vocab_size,
+            buckets=sizes,
         )
+        self._graphs = None
+        if sizes:
+            inbox = self._batcher.staging.inbox()
+            self._graphs = DecodeGraphs(engine, self.slots, self.pool, inbox, sizes)
         self._sampler = Sampler(engine.device, self.slots, engine.sampling, engine.comm)
+
+    def capture(self) -> None:
+        """Records the graphs; before the first step."""
+        if self._graphs is not None:
+            self._graphs.capture()
 
     def stage(self, plan: Plan) -> Step:
         """Applies a plan to the slots and copies what it needs to the device."""
@@ -154,12 +179,19 @@ class Runner:
 
     def forward(self, step: Step) -> Tensor:
         """The first launch: computes the wanted logits."""
-        if not step.tokens_T.numel():  # A plan may do no more than release and bind.
-            return step.tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
-        return self._engine.model(step.tokens_T, step.context)
+        if step.inputs is None:
+            assert self._graphs is not None, "a step was staged for a graph that does not exist"
+            return self._graphs.forward(step)
+        tokens_T = step.inputs.tokens_T
+        if not tokens_T.numel():  # A plan may do no more than release and bind.
+            return tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
+        return self._engine.model(tokens_T, step.inputs.context)
 
     def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
         """The second launch."""
+        if step.bucket and self._graphs is not None and self._graphs.samples:
+            if not self.slots.features(step.slot_R, step.position_R).any():
+                return self._graphs.greedy(step)
         return self._sampler.launch(step, logits_LV)
 
     def result(self, step: Step, outputs: Outputs, device_time_us: int) -> Result:
@@ -290,6 +322,7 @@ class Executor:
             raise PlanError(f"step {message.step} got a mask, which no row waits for")
         assert self._runner is not None and self._engine is not None
         begin_ns = time.perf_counter_ns()
+        timer = self._engine.device.timer()
         step = self._runner.stage(message)
         # Sending wakes the event loop, which would compete with staging for the interpreter; the
         # forward leaves the interpreter to it.
@@ -298,7 +331,8 @@ class Executor:
         self._reap()  # The device computes the forward meanwhile.
         self._send()
         outputs = self._runner.sample(step, logits_LV)
-        self._running = _Running(step, outputs, begin_ns)
+        timer.stop()
+        self._running = _Running(step, outputs, begin_ns, timer)
         if not self._engine.device.asynchronous:
             self._reap()
 
@@ -308,7 +342,7 @@ class Executor:
             return
         running, self._running = self._running, None
         running.outputs.download.wait()
-        micros = _micros_since(running.begin_ns)
+        micros = running.timer.micros()
         result = self._runner.result(running.step, running.outputs, micros)
         self._send()
         self._unsent = encode_result(result)
@@ -348,6 +382,13 @@ def kv_layout(engine: Engine, wanted: Preparation) -> KvLayout:
     return KvLayout(engine.layers, engine.kv_heads, engine.head_dim, wanted.block_tokens, dtype)
 
 
+def graph_sizes(engine: Engine, wanted: Preparation) -> tuple[int, ...]:
+    """Rows of the decode steps to record graphs for; none where they cannot be recorded."""
+    if not (engine.device.graphs and engine.attention.graphs and engine.decode_inputs):
+        return ()
+    return buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
+
+
 def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     """Warms up with a pool of its own, then sizes the real one by what is free (R9)."""
     begin = time.perf_counter()
@@ -356,18 +397,24 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     layout = kv_layout(engine, wanted)
     budget = engine.device.kv_budget(wanted.memory_fraction, engine.kv_bytes_max, engine.comm.size)
     blocks = engine.comm.min_int(layout.blocks_that_fit(budget, wanted.blocks_max))
-    runner = Runner(engine, wanted, blocks)
+    sizes = graph_sizes(engine, wanted)
+    runner = Runner(engine, wanted, blocks, sizes)
+    pooled = time.perf_counter()
+    runner.capture()
+    captured = time.perf_counter()
     memory = (
         ("weights", engine.weight_bytes),
         ("kv pool", runner.pool.bytes()),
         ("penalty state", 4 * wanted.state_slots_max * engine.vocab_size),
     )
     log.info(
-        "prepared %d blocks of %d tokens; warmed in %.2f s, pool in %.2f s",
+        "prepared %d blocks of %d tokens; warmed in %.2f s, pool in %.2f s, %d graphs in %.2f s",
         blocks,
         wanted.block_tokens,
         warmed - begin,
-        time.perf_counter() - warmed,
+        pooled - warmed,
+        len(sizes),
+        captured - pooled,
     )
     return runner, Prepared(blocks, memory)
 

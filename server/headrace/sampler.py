@@ -80,10 +80,12 @@ class Sampler:
         """Draws, and makes the tokens their slots' last ones.
 
         Args:
-            logits_LV: float32; overwritten.
+            logits_LV: in any dtype; may be overwritten.
         """
         prompt_logprobs = [self._prompt(row, step, logits_LV) for row in step.prompts]
         logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
+        if not self._backend.takes_half:
+            logits_RV = logits_RV.float()
         feature_R = self._slots.features(step.slot_R, step.position_R)
         samples = self._draw(step, logits_RV, feature_R)
         token_R = samples.token_S
@@ -129,7 +131,7 @@ class Sampler:
         uniform_R = None
         if features & Feature.SAMPLED:
             drawn_R = uniform(slots.seeds(step.slot_R), step.position_R)
-            uniform_R = torch.from_numpy(drawn_R).to(self._device.torch_device)
+            uniform_R = self._device.to_device(drawn_R)
         state_QV, state_slot_R = (
             slots.penalties(slot_R) if features & Feature.PENALTY else (None, None)
         )
@@ -147,12 +149,13 @@ class Sampler:
 
     def _prompt(self, row: PromptRow, step: Step, logits_LV: Tensor) -> Tensor:
         """The log-probability of each token of a row, given those before it; NaN for the first."""
-        token_T = step.tokens_T[row.first : row.first + row.length]
+        assert step.inputs is not None, "a graph computes no prompts"
+        token_T = step.inputs.tokens_T[row.first : row.first + row.length]
         found = torch.full((row.length,), torch.nan, device=logits_LV.device)
         carry_V = None
         for at in range(0, row.length, PROMPT_CHUNK):
             end = min(at + PROMPT_CHUNK, row.length)
-            logprob_TV = logits_LV[row.logits + at : row.logits + end].log_softmax(1)
+            logprob_TV = logits_LV[row.logits + at : row.logits + end].float().log_softmax(1)
             told = min(end, row.length - 1) - at  # the row's last token predicts beyond it
             index_T1 = token_T[at + 1 : at + 1 + told, None]
             found[at + 1 : at + 1 + told] = logprob_TV[:told].gather(1, index_T1)[:, 0]

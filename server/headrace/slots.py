@@ -9,6 +9,8 @@ state) is on the device. On the CPU the two are the same memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,6 +50,7 @@ class SlotRows:
         self._slots = slots
         self._blocks = blocks
         self._vocab_size = vocab_size
+        self.padding = slots  # the slot of rows that pad a step; its table is scrap
         self._table_ZW = Mirror(device, (rows, table_width), torch.int32)
         self._knobs_ZC = Mirror(device, (rows, len(KNOBS)), torch.float32)
         self._top_k_Z = Mirror(device, (rows,), torch.int64)
@@ -64,14 +67,28 @@ class SlotRows:
         self._top_n_Z = np.zeros(rows, np.int64)
         self._edits: dict[int, Sampling] = {}  # slots with bias or ending tokens
         self._prompt_carry: dict[int, Tensor] = {}
+        self._appended: Appended | None = None
 
     @property
     def table_ZW(self) -> np.ndarray:
         """The block tables, on the host."""
         return self._table_ZW.host
 
+    @property
+    def table(self) -> Tensor:
+        """The block tables of all slots on the device: table_ZW, int32."""
+        return self._table_ZW.device
+
+    @property
+    def last_token_Z(self) -> Tensor:
+        """The last token of every slot, int64, on the device."""
+        return self._last_token_Z
+
     def apply(self, plan: Plan) -> None:
-        """Releases, binds and appends, in this order; raises `PlanError` at a contradiction."""
+        """Releases, binds and appends, in this order; raises `PlanError` at a contradiction.
+
+        What was appended is on the device once `append_on_device` has been given it.
+        """
         if plan.release_slot.size:
             self._check_slots(plan.release_slot, "releases")
             self.bound_Z[plan.release_slot] = False
@@ -81,6 +98,17 @@ class SlotRows:
             self._bind(binding)
         if plan.append_slot.size:
             self._append(plan)
+        for mirror in (self._knobs_ZC, self._top_k_Z, self._state_slot_Z):
+            mirror.flush()
+
+    def take_appended(self) -> Appended | None:
+        """What was added to tables since the last call; None if the device needs no telling."""
+        appended, self._appended = self._appended, None
+        return None if self._table_ZW.shared else appended
+
+    def append_on_device(self, cells: Tensor, blocks: Tensor) -> None:
+        """Copies what `take_appended` returned to the device's tables."""
+        self._table_ZW.device.view(-1).index_copy_(0, cells, blocks)
 
     def check_bound(self, step: int, slot_S: np.ndarray) -> None:
         """Raises `PlanError` unless every slot is bound."""
@@ -106,9 +134,8 @@ class SlotRows:
         if index_P.size == 0:
             return
         state_P = self._state_slot_Z.host[slot_R[index_P]] * self._vocab_size
-        where = self._device.torch_device
-        cell_P = torch.from_numpy(state_P).to(where)
-        cell_P = cell_P + token_R.index_select(0, torch.from_numpy(index_P).to(where))
+        to_device = self._device.to_device
+        cell_P = to_device(state_P) + token_R.index_select(0, to_device(index_P))
         ones_P = torch.ones_like(cell_P, dtype=torch.int32)
         self._state_QV.view(-1).index_add_(0, cell_P, ones_P)
 
@@ -206,7 +233,7 @@ class SlotRows:
         prompt = history[: binding.prompt_len]
         state = np.bincount(history[binding.prompt_len :], minlength=self._vocab_size)
         state[prompt] |= IN_PROMPT
-        self._state_QV[binding.state_slot].copy_(torch.from_numpy(state.astype(np.int32)))
+        self._state_QV[binding.state_slot].copy_(self._device.to_device(state.astype(np.int32)))
 
     def _append(self, plan: Plan) -> None:
         slot_A, length_A = plan.append_slot.astype(np.int64), plan.append_len
@@ -230,7 +257,9 @@ class SlotRows:
             raise PlanError(f"step {plan.step} appends a block outside the pool")
         first_A = np.cumsum(length_A) - length_A
         cell_B = np.repeat(slot_A * width + plan.append_at - first_A, length_A)
-        self._table_ZW.write_flat(cell_B + np.arange(block_B.size), block_B)
+        cell_B += np.arange(block_B.size)
+        self._table_ZW.host.reshape(-1)[cell_B] = block_B
+        self._appended = Appended(cell_B, block_B)
 
     def _check_slots(self, slot_A: np.ndarray, verb: str) -> None:
         if not 0 <= slot_A.min() <= slot_A.max() < self._slots:
@@ -243,15 +272,23 @@ class SlotRows:
     def _flat(self, edits: list[tuple[int, tuple[int, ...], tuple[float, ...]]]) -> Edits | None:
         if not edits:
             return None
-        where = self._device.torch_device
         row = np.repeat([row for row, _, _ in edits], [len(ids) for _, ids, _ in edits])
         token = [token for _, ids, _ in edits for token in ids]
         value = [value for _, _, values in edits for value in values]
+        to_device = self._device.to_device
         return Edits(
-            torch.from_numpy(row.astype(np.int64)).to(where),
-            torch.tensor(token, dtype=torch.int64, device=where),
-            torch.tensor(value, dtype=torch.float32, device=where),
+            to_device(row.astype(np.int64)),
+            to_device(np.array(token, np.int64)),
+            to_device(np.array(value, np.float32)),
         )
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Entries that were added to tables."""
+
+    cells: np.ndarray  # int64: indices in the flat table
+    blocks: np.ndarray  # int32
 
 
 class Mirror:
@@ -261,21 +298,22 @@ class Mirror:
         buffer = device.host_buffer(int(np.prod(shape)), dtype).view(shape)
         self.host = buffer.numpy()
         self.device = device.upload(buffer)
-        self._shared = self.device.data_ptr() == buffer.data_ptr()
+        self.shared = self.device.data_ptr() == buffer.data_ptr()
+        self._to_device = device.to_device
+        self._written: set[int] = set()
 
     def write(self, row: int, value: list[float] | int) -> None:
-        """Writes one row."""
+        """Writes one row; the device has it after the next `flush`."""
         self.host[row] = value
-        if not self._shared:
-            self.device[row] = torch.as_tensor(value, dtype=self.device.dtype)
+        if not self.shared:
+            self._written.add(row)
 
-    def write_flat(self, cells: np.ndarray, values: np.ndarray) -> None:
-        """Writes single entries, by their indices in the flat array."""
-        self.host.reshape(-1)[cells] = values
-        if not self._shared:
-            where = self.device.device
-            index = torch.from_numpy(cells).to(where)
-            self.device.view(-1).index_copy_(0, index, torch.from_numpy(values.copy()).to(where))
+    def flush(self) -> None:
+        """Starts to copy what was written, all rows at once."""
+        if self._written:
+            rows = np.array(sorted(self._written), np.int64)
+            self._written.clear()
+            self.device.index_copy_(0, self._to_device(rows), self._to_device(self.host[rows]))
 
 
 def features_of(sampling: Sampling) -> Feature:

@@ -67,10 +67,10 @@ def first_plan() -> Plan:
 def test_a_mixed_step_says_where_every_token_goes():
     model = FakeModel()
     step = stage(runner(model), first_plan())
-    assert step.tokens_T.tolist() == [50, 51, 20, 21, 22, 23, 24]
-    assert step.context.positions_T.tolist() == [0, 1, 0, 1, 2, 3, 4]
-    assert step.context.cells_T.tolist() == [36, 37, 28, 29, 30, 31, 12]
-    assert step.context.sampled_S.tolist() == [1, 6]
+    assert step.inputs.tokens_T.tolist() == [50, 51, 20, 21, 22, 23, 24]
+    assert step.inputs.context.positions_T.tolist() == [0, 1, 0, 1, 2, 3, 4]
+    assert step.inputs.context.cells_T.tolist() == [36, 37, 28, 29, 30, 31, 12]
+    assert step.inputs.context.sampled_S.tolist() == [1, 6]
     assert step.position_R.tolist() == [2, 5]
     shape = model.shapes[0]
     assert shape.row_start_S.tolist() == [0, 0] and shape.row_len_S.tolist() == [2, 5]
@@ -94,7 +94,7 @@ def test_decode_rows_take_the_token_that_was_drawn():
             row_flags_S=i32(flags, flags),
         ),
     )
-    assert step.tokens_T.tolist() == [drawn[2], drawn[5]]
+    assert step.inputs.tokens_T.tolist() == [drawn[2], drawn[5]]
 
 
 def test_a_row_may_start_at_the_length_of_its_slot():
@@ -103,7 +103,7 @@ def test_a_row_may_start_at_the_length_of_its_slot():
     flags = int(RowFlag.SAMPLE | RowFlag.FROM_SLOT | RowFlag.START_AT_LENGTH)
     row = plan(1, row_slot_S=i32(2), row_start_S=i32(7), row_len_S=i32(1), row_flags_S=i32(flags))
     step = stage(made, row)
-    assert step.context.positions_T.tolist() == [5]
+    assert step.inputs.context.positions_T.tolist() == [5]
 
 
 def test_prefill_beside_decode_takes_some_tokens_from_slots():
@@ -126,7 +126,7 @@ def test_prefill_beside_decode_takes_some_tokens_from_slots():
         ),
     )
     five, two = first.token_id.tolist()
-    assert step.tokens_T.tolist() == [five, 60, 61, 62, two]
+    assert step.inputs.tokens_T.tolist() == [five, 60, 61, 62, two]
     assert step.row_R.tolist() == [0, 2]
 
 

@@ -1,5 +1,6 @@
 """What the rest of the shard may ask of a device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,12 +8,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.device.weights import WeightStager
+
 
 class Download(Protocol):
     """A copy to the host that has been started."""
 
     def wait(self) -> list[np.ndarray]:
         """Waits until the copy is complete; returns the arrays, in the order they were given."""
+        ...
+
+
+class Staging(Protocol):
+    """Where a step's columns are written on the host, to reach the device in one copy."""
+
+    def host(self, step: int) -> np.ndarray:
+        """The bytes that a step may fill; what an earlier step wrote there has been sent."""
+        ...
+
+    def send(self, step: int, used: int) -> Tensor:
+        """Starts the copy of the first `used` bytes; returns them on the device, uint8.
+
+        They stay as they are until the next `send`. The address is the same for every step where
+        the device records graphs.
+        """
+        ...
+
+    def inbox(self) -> Tensor:
+        """All bytes that `send` fills, uint8, on the device; for graphs to be recorded with."""
+        ...
+
+
+class Graph(Protocol):
+    """Recorded launches."""
+
+    def replay(self) -> None:
+        """Launches them again, reading and writing the memory they were recorded with."""
+        ...
+
+
+class Timer(Protocol):
+    """Measures how long the device is busy with what is launched between start and stop."""
+
+    def stop(self) -> None:
+        """Marks the end of what is measured."""
+        ...
+
+    def micros(self) -> int:
+        """Microseconds; call it when the work is known to be complete."""
         ...
 
 
@@ -34,6 +77,7 @@ class Device(Protocol):
         asynchronous: a launch returns before its work is done, so that the next one can be
             made in the meantime; where it is false a result is ready when its launch returns.
         threads: threads an operation may use.
+        graphs: launches can be recorded, and replayed in one call.
     """
 
     kind: str
@@ -41,6 +85,7 @@ class Device(Protocol):
     torch_device: torch.device
     asynchronous: bool
     threads: int
+    graphs: bool
 
     def start(self) -> None:
         """Claims the device for the calling thread; called once, by the thread that owns it."""
@@ -72,6 +117,33 @@ class Device(Protocol):
         """Starts a copy of a host buffer to the device; the buffer must outlive the step."""
         ...
 
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """Starts a copy of an array to the device, without waiting; the array may change after."""
+        ...
+
+    def staging(self, size: int, stages: int) -> Staging:
+        """Makes buffers of `size` bytes for the columns of `stages` steps in a row."""
+        ...
+
     def download(self, tensors: list[Tensor]) -> Download:
-        """Starts copies of tensors to the host, after the work launched so far."""
+        """Starts copies of tensors to the host, after the work launched so far.
+
+        The tensors may be freed, but nothing launched afterwards may overwrite them.
+        """
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Records what `work` launches, without running it; only where `graphs`.
+
+        All recordings share one pool of memory, which they keep: what one of them allocates may be
+        where an earlier one's temporaries were, so that two never run at the same time.
+        """
+        ...
+
+    def timer(self) -> Timer:
+        """Starts a measurement."""
+        ...
+
+    def weight_stager(self, buffer_bytes: int, buffers: int) -> WeightStager:
+        """Makes host buffers through which weights are copied to the device."""
         ...

@@ -1,13 +1,16 @@
 """The CPU as a device: launches are synchronous, and host memory is device memory."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.device.base import Download, DtypeChoice
+from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
+from headrace.device.weights import HostStager, WeightStager
 
 # The KV pool of a CPU server when nobody says otherwise: the smaller of this share of the free
 # memory and this many bytes (R9).
@@ -26,6 +29,7 @@ class CpuDevice:
 
     kind = "cpu"
     asynchronous = False
+    graphs = False
 
     def __init__(self, threads: int = 0, ranks: int = 1, proc: Path = Path("/proc")) -> None:
         self._proc = proc
@@ -71,9 +75,60 @@ class CpuDevice:
         """The tensor itself: host memory is device memory."""
         return host
 
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """The array's own memory."""
+        return torch.from_numpy(array)
+
+    def staging(self, size: int, stages: int) -> Staging:
+        """Host buffers that are used in turn."""
+        return _HostStaging(size, stages)
+
     def download(self, tensors: list[Tensor]) -> Download:
         """Views: what was launched is done."""
         return _Ready([tensor.numpy() for tensor in tensors])
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Refuses: there is no launch to save."""
+        raise NotImplementedError("the CPU records no graphs")
+
+    def timer(self) -> Timer:
+        """Wall time: the device is this thread."""
+        return _WallTimer()
+
+    def weight_stager(self, buffer_bytes: int, buffers: int) -> WeightStager:
+        """Plain memory."""
+        return HostStager(buffer_bytes, buffers)
+
+
+class _HostStaging:
+    """The device reads the host's buffers."""
+
+    def __init__(self, size: int, stages: int) -> None:
+        self._buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(stages)]
+        self._arrays = [buffer.numpy() for buffer in self._buffers]
+
+    def host(self, step: int) -> np.ndarray:
+        return self._arrays[step % len(self._arrays)]
+
+    def send(self, step: int, used: int) -> Tensor:
+        return self._buffers[step % len(self._buffers)][:used]
+
+    def inbox(self) -> Tensor:
+        return self._buffers[0]
+
+
+class _WallTimer:
+    """Between two readings of the clock."""
+
+    def __init__(self) -> None:
+        self._begin_ns = time.perf_counter_ns()
+        self._end_ns = self._begin_ns
+
+    def stop(self) -> None:
+        self._end_ns = time.perf_counter_ns()
+
+    def micros(self) -> int:
+        return (self._end_ns - self._begin_ns) // 1000
 
 
 class _Ready:

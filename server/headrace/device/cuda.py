@@ -1,10 +1,17 @@
-"""One CUDA device. Copies go through pinned memory; everything runs on the current stream."""
+"""One CUDA device: a stream that computes, one that copies results, graphs in one pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.device.base import Download, DtypeChoice
+from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
+from headrace.device.cuda_weights import PinnedStager
+from headrace.device.weights import WeightStager
 
 # Share of the free memory the KV pool takes when nobody says otherwise.
 KV_SHARE_DEFAULT = 0.9
@@ -19,10 +26,13 @@ class CudaDevice:
     kind = "cuda"
     asynchronous = True
     threads = 1
+    graphs = True
 
     def __init__(self, index: int) -> None:
         self.torch_device = torch.device("cuda", index)
         self.name = f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+        self._side: torch.cuda.Stream | None = None
+        self._graph_pool: Any = None
 
     @staticmethod
     def missing(index: int) -> str | None:
@@ -37,8 +47,10 @@ class CudaDevice:
         return None
 
     def start(self) -> None:
-        """Makes the device current in the calling thread."""
+        """Makes the device current in the calling thread, and a stream that can be recorded."""
         torch.cuda.set_device(self.torch_device)
+        torch.cuda.set_stream(torch.cuda.Stream(self.torch_device))
+        self._side = torch.cuda.Stream(self.torch_device)
 
     def free_bytes(self) -> int:
         """What the driver says is free, and what torch has cached but does not use."""
@@ -69,17 +81,85 @@ class CudaDevice:
         """Copies without waiting."""
         return host.to(self.torch_device, non_blocking=True)
 
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """Copies by way of pinned memory, which torch keeps until the copy is done."""
+        pinned = torch.empty(array.shape, dtype=_TORCH[array.dtype.type], pin_memory=True)
+        pinned.numpy()[...] = array
+        return pinned.to(self.torch_device, non_blocking=True)
+
+    def staging(self, size: int, stages: int) -> Staging:
+        """Pinned buffers in turn, and one place on the device that all are copied to."""
+        return _PinnedStaging(self.torch_device, size, stages)
+
     def download(self, tensors: list[Tensor]) -> Download:
-        """Copies to pinned memory without waiting, and marks the end with an event."""
-        hosts = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
-                tensor, non_blocking=True
-            )
-            for tensor in tensors
-        ]
-        event = torch.cuda.Event()
-        event.record()
+        """Copies to pinned memory on a stream of its own."""
+        assert self._side is not None, "used before start()"
+        self._side.wait_stream(torch.cuda.current_stream(self.torch_device))
+        with torch.cuda.stream(self._side):
+            hosts = [
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                    tensor, non_blocking=True
+                )
+                for tensor in tensors
+            ]
+            event = torch.cuda.Event()
+            event.record()
+        for tensor in tensors:
+            tensor.record_stream(self._side)  # Its memory is not given away before it is read.
         return _Copying(hosts, event)
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Records on the current stream, into the pool that all graphs of the device share."""
+        if self._graph_pool is None:
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may go on calling the driver.
+        graph.capture_begin(pool=self._graph_pool, capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
+        return graph
+
+    def timer(self) -> Timer:
+        """Between two events on the stream: waiting for earlier steps does not count."""
+        return _EventTimer()
+
+    def weight_stager(self, buffer_bytes: int, buffers: int) -> WeightStager:
+        """Pinned memory, and a stream of its own."""
+        return PinnedStager(self.torch_device, buffer_bytes, buffers)
+
+
+_TORCH = {
+    np.int64: torch.int64,
+    np.int32: torch.int32,
+    np.float64: torch.float64,
+    np.float32: torch.float32,
+    np.uint8: torch.uint8,
+    np.bool_: torch.bool,
+}
+
+
+class _PinnedStaging:
+    """The stream orders the copies: one is made when nothing launched before it is left to run."""
+
+    def __init__(self, device: torch.device, size: int, stages: int) -> None:
+        self._buffers = [
+            torch.zeros(size, dtype=torch.uint8, pin_memory=True) for _ in range(stages)
+        ]
+        self._arrays = [buffer.numpy() for buffer in self._buffers]
+        self._inbox = torch.zeros(size, dtype=torch.uint8, device=device)
+
+    def host(self, step: int) -> np.ndarray:
+        return self._arrays[step % len(self._arrays)]
+
+    def send(self, step: int, used: int) -> Tensor:
+        sent = self._inbox[:used]
+        sent.copy_(self._buffers[step % len(self._buffers)][:used], non_blocking=True)
+        return sent
+
+    def inbox(self) -> Tensor:
+        return self._inbox
 
 
 class _Copying:
@@ -92,3 +172,19 @@ class _Copying:
     def wait(self) -> list[np.ndarray]:
         self._event.synchronize()
         return [host.numpy() for host in self._hosts]
+
+
+class _EventTimer:
+    """Two events that record the device's clock."""
+
+    def __init__(self) -> None:
+        self._begin = torch.cuda.Event(enable_timing=True)
+        self._end = torch.cuda.Event(enable_timing=True)
+        self._begin.record()
+
+    def stop(self) -> None:
+        self._end.record()
+
+    def micros(self) -> int:
+        self._end.synchronize()
+        return int(1000 * self._begin.elapsed_time(self._end))

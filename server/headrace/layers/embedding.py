@@ -44,8 +44,8 @@ class VocabHead(ColumnLinear):
         self._vocab_size = vocab_size
 
     def forward(self, x_TX: Tensor) -> Tensor:
-        """Returns logits_SV, float32, without the padding."""
+        """Returns logits_SV in the model's dtype, without the padding."""
         logits_SV = super().forward(x_TX)
         if self._comm.size > 1:
             logits_SV = self._comm.all_gather(logits_SV, dim=-1)
-        return logits_SV[:, : self._vocab_size].float()
+        return logits_SV[:, : self._vocab_size]

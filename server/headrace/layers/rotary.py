@@ -1,6 +1,6 @@
 """The angles of rotary position embedding, with the scalings that stretch a context."""
 
-# T tokens · E head dim
+# T tokens · E head dim · P positions
 
 from __future__ import annotations
 
@@ -89,9 +89,21 @@ class Rotary(nn.Module):
         if spec.scaling is not None:
             inv_freq, self._scale = spec.scaling.apply(inv_freq, spec)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self._table_PE: Tensor | None = None
+
+    def tabulate(self, positions: int) -> Tensor:
+        """Computes the angles of so many positions once and for all; returns them, [P, E]."""
+        where = self.inv_freq.device
+        self._table_PE = self._compute(torch.arange(positions, device=where))
+        return self._table_PE
 
     def forward(self, positions_T: Tensor) -> Tensor:
         """Returns cos_sin_TE, float32: a row is the E/2 cosines, then the E/2 sines."""
+        if self._table_PE is not None:
+            return self._table_PE.index_select(0, positions_T)
+        return self._compute(positions_T)
+
+    def _compute(self, positions_T: Tensor) -> Tensor:
         angles_TE = positions_T.unsqueeze(1) * self.inv_freq
         cos_sin_TE = torch.cat((angles_TE.cos(), angles_TE.sin()), dim=1)
         return cos_sin_TE if self._scale == 1.0 else cos_sin_TE * self._scale

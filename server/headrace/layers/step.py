@@ -27,6 +27,7 @@ class StepContext:
 
     positions_T: Tensor  # int64, position of each query token
     cells_T: Tensor  # int64, cell (block · P + offset) each token's key and value is written to
-    sampled_S: Tensor  # int64, the tokens (indices into T) whose logits are wanted
+    sampled_S: Tensor | None  # int64, the tokens (of T) whose logits are wanted; None: all
     attention: AttentionPlan  # by ops.paged_attention.plan(StepShape)
     kv: KvPool
+    cos_sin_TE: Tensor | None = None  # float32, as `Rotary` gives it; None: not yet computed

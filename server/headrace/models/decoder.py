@@ -81,7 +81,8 @@ class Decoder(nn.Module):
         Args:
             tokens_T: int64.
 
-        Returns: logits_SV of the tokens `step.sampled_S`, float32, on every rank.
+        Returns: logits_SV of the tokens `step.sampled_S`, on every rank; float32 or, on devices
+        that sample from it, the model's dtype.
         """
         if self.whole_step is not None:
             return self.whole_step(tokens_T, step)
@@ -89,11 +90,15 @@ class Decoder(nn.Module):
 
     def compose(self, tokens_T: Tensor, step: StepContext) -> Tensor:
         """The step, operation by operation."""
-        cos_sin_TE = self.rotary(step.positions_T)
+        cos_sin_TE = step.cos_sin_TE
+        if cos_sin_TE is None:
+            cos_sin_TE = self.rotary(step.positions_T)
         x_TD = self.embed(tokens_T)
         residual_TD = torch.zeros_like(x_TD)
         for block in self.blocks:
             x_TD, residual_TD = block(x_TD, residual_TD, cos_sin_TE, step)
-        x_SD = x_TD.index_select(0, step.sampled_S)
-        normed_SD, _ = self.norm(x_SD, residual_TD.index_select(0, step.sampled_S))
+        if step.sampled_S is not None:
+            x_TD = x_TD.index_select(0, step.sampled_S)
+            residual_TD = residual_TD.index_select(0, step.sampled_S)
+        normed_SD, _ = self.norm(x_TD, residual_TD)
         return self.head(normed_SD)

@@ -35,7 +35,7 @@ class FusedStep:
         if step.kv is not self._kv:
             self._native.use_caches([step.kv.layer(i) for i in range(self._spec.layers)])
             self._kv = step.kv
-        assert isinstance(step.attention, NativePlan)
+        assert isinstance(step.attention, NativePlan) and step.sampled_S is not None
         cos_sin_TE = self._rotary(step.positions_T)
         logits_SV = self._native.forward(
             *(tokens_T.contiguous(), cos_sin_TE.contiguous(), step.cells_T.contiguous()),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from headrace.ops.base import Candidate, Reference
 from headrace.ops.native import Native, even_heads
-from headrace.ops.paged_attention.base import AttentionBackend, AttentionPlan, StepShape
+from headrace.ops.paged_attention.base import (
+    AttentionBackend,
+    AttentionPlan,
+    DecodeShape,
+    StepShape,
+)
 from headrace.ops.paged_attention.native import NativeAttention
 from headrace.ops.paged_attention.reference import ReferenceAttention
 from headrace.ops.paged_attention.torch_cpu import TorchCpu
 
-__all__ = ["CANDIDATES", "AttentionBackend", "AttentionPlan", "StepShape"]
+__all__ = ["CANDIDATES", "AttentionBackend", "AttentionPlan", "DecodeShape", "StepShape"]
 
 CANDIDATES: list[Candidate] = [
     Native(NativeAttention, "pages read in place, once a group", even_heads),

@@ -23,6 +23,23 @@ class StepShape:
     row_len_S: np.ndarray  # int32, host: query tokens of each row, which lie packed in T, in order
     table_SB: Tensor  # int32, device: block ids of each row's sequence; what is unused is any id
     block_tokens: int  # P
+    kv_len_S: Tensor | None = None  # int32, device: positions each row's last token sees
+    first_S1: Tensor | None = None  # int32, device: each row's first query token in T, and T
+    decode_rows: int = 0  # so many leading rows have one token each
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """A decode step whose tensors are filled after it was planned: what graphs are recorded with.
+
+    One query token a row. Padding rows see one position, of a table that holds scrap.
+    """
+
+    rows: int  # S
+    slot_S: Tensor  # int64, device: the row of the table that each sequence has
+    kv_len_S: Tensor  # int32, device: positions each row's token sees, at least 1
+    table_ZW: Tensor  # int32, device: block ids of all slots
+    block_tokens: int  # P
 
 
 class AttentionBackend(Protocol):

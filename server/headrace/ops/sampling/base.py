@@ -91,13 +91,19 @@ class Samples:
 
 
 class SamplingBackend(Protocol):
-    """Draws one token a row."""
+    """Draws one token a row.
+
+    Attributes:
+        takes_half: logits may be of a 16-bit dtype; else they are float32.
+    """
+
+    takes_half: bool
 
     def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
         """Order: penalties, bias, bans, temperature, top-k, top-p, typical-p, min-p, draw.
 
         Args:
-            logits_SV: float32; may be overwritten.
+            logits_SV: float32, or what `takes_half` allows; may be overwritten.
         """
         ...
 

@@ -61,6 +61,8 @@ class _Drawn:
 class BatchedSampling:
     """The sampler of every device that has nothing better."""
 
+    takes_half = False
+
     def __init__(self, search: Search) -> None:
         self._search = search
 

@@ -21,6 +21,8 @@ from headrace.ops.sampling.base import (
 class ReferenceSampling:
     """Rows are independent: each is treated as if it were alone."""
 
+    takes_half = False
+
     def bad_rows(self, logits_SV: Tensor) -> Tensor:
         return torch.tensor([_is_bad(x_V) for x_V in logits_SV])
 
