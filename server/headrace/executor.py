@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from headrace.errors import HeadraceError, PlanError
 from headrace.graphs import DecodeGraphs, buckets
 from headrace.kv import KvLayout, KvPool
 from headrace.layers.step import StepContext
+from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.paged_attention import AttentionBackend
 from headrace.ops.sampling import SamplingBackend
 from headrace.sampler import Drawn, Outputs, Sampler
@@ -35,9 +36,6 @@ from headrace.slots import SlotRows
 from headrace.telemetry import Tracer, trace_contexts
 from headrace.warm import warm_plans
 from headrace.wire import Mask, Plan, Result, decode, encode_result
-
-if TYPE_CHECKING:
-    from headrace.ops.decode_inputs import DecodeInputsOp
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +50,14 @@ class Model(Protocol):
     def __call__(self, tokens_T: Tensor, step: StepContext) -> Tensor:
         """Returns logits_LV of the tokens that `step.sampled_S` names."""
         ...
+
+
+@dataclass(frozen=True)
+class GraphInputs:
+    """How a graph makes a decode step's inputs: the op, and the angles of all positions."""
+
+    gather: GatherDecodeInputs
+    cos_sin_LE: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,7 @@ class Engine:
     weight_bytes: int
     kv_bytes_max: int  # 0: the device's default
     logits_dtype: torch.dtype = torch.float32  # what the model returns
-    # What graphs need: how a decode step's inputs are made, and the angles of all positions.
-    decode_inputs: DecodeInputsOp | None = None
-    cos_sin_PE: Tensor | None = None
+    graph_inputs: GraphInputs | None = None  # what the device's graphs need, where it has any
 
 
 @dataclass(frozen=True)
@@ -384,7 +388,7 @@ def kv_layout(engine: Engine, wanted: Preparation) -> KvLayout:
 
 def graph_sizes(engine: Engine, wanted: Preparation) -> tuple[int, ...]:
     """Rows of the decode steps to record graphs for; none where they cannot be recorded."""
-    if not (engine.device.graphs and engine.attention.graphs and engine.decode_inputs):
+    if not (engine.device.graphs and engine.attention.graphs and engine.graph_inputs):
         return ()
     return buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
 

@@ -130,9 +130,10 @@ class DecodeGraphs:
         slot_M, start_M = self._columns(rows)
         slots, engine = self._slots, self._engine
         block_tokens = self._pool.layout.block_tokens
-        assert engine.decode_inputs is not None, "graphs without an op that makes their inputs"
-        made = engine.decode_inputs(
-            slot_M, start_M, slots.last_token_Z, slots.table, engine.cos_sin_PE, block_tokens
+        inputs = engine.graph_inputs
+        assert inputs is not None, "graphs without an op that makes their inputs"
+        made = inputs.gather(
+            slot_M, start_M, slots.last_token_Z, slots.table, inputs.cos_sin_LE, block_tokens
         )
         shape = DecodeShape(rows, slot_M, made.kv_len_S, slots.table, block_tokens)
         context = StepContext(

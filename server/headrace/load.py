@@ -12,7 +12,7 @@ from headrace.comm import join_group
 from headrace.config import Serve
 from headrace.device import Device, open_device
 from headrace.errors import ConfigError
-from headrace.executor import Engine
+from headrace.executor import Engine, GraphInputs
 from headrace.kv import KvLayout
 from headrace.models import ModelSpec, load_model, read_spec
 from headrace.ops import sampling
@@ -55,6 +55,10 @@ def load_engine(serve: Serve, rank: int) -> Engine:
     )
     log.info("%-16s %s", "step", model.step_choice)
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
+    graph_inputs = None
+    if device.graphs:
+        angles_LE = model.rotary.tabulate(spec.context_tokens_max)
+        graph_inputs = GraphInputs(table.decode_inputs, angles_LE)
     return Engine(
         device=device,
         comm=comm,
@@ -70,6 +74,8 @@ def load_engine(serve: Serve, rank: int) -> Engine:
         dtype=dtype,
         weight_bytes=model.weight_bytes,
         kv_bytes_max=serve.device.kv_bytes_max,
+        logits_dtype=dtype,
+        graph_inputs=graph_inputs,
     )
 
 

@@ -14,8 +14,9 @@ from decoders import load
 from planner import Planner, Sequence
 
 from headrace.comm import Comm, SingleComm
+from headrace.device import Device
 from headrace.device.cpu import CpuDevice
-from headrace.executor import Engine, Preparation, Runner
+from headrace.executor import Engine, GraphInputs, Preparation, Runner, graph_sizes
 from headrace.models import ARCHITECTURES, Decoder
 from headrace.ops import OpTable, sampling
 from headrace.testing.threads import group
@@ -84,8 +85,15 @@ def loaded(folder: Path, reference: bool) -> tuple[Decoder, OpTable]:
     return load(folder, reference=reference)
 
 
-def make_runner(model: Decoder, ops: OpTable, comm: Comm, block_tokens: int) -> Runner:
-    device = CpuDevice(threads=1)
+def make_runner(
+    model: Decoder,
+    ops: OpTable,
+    comm: Comm,
+    block_tokens: int,
+    device: Device | None = None,
+    graph_inputs: GraphInputs | None = None,
+) -> Runner:
+    device = device or CpuDevice(threads=1)
     spec = model.spec
     engine = Engine(
         device=device,
@@ -102,6 +110,7 @@ def make_runner(model: Decoder, ops: OpTable, comm: Comm, block_tokens: int) -> 
         dtype=torch.float32,
         weight_bytes=0,
         kv_bytes_max=0,
+        graph_inputs=graph_inputs,
     )
     wanted = Preparation(
         first_step=0,
@@ -111,7 +120,8 @@ def make_runner(model: Decoder, ops: OpTable, comm: Comm, block_tokens: int) -> 
         step_tokens_max=512,
         step_rows_max=16,
     )
-    return Runner(engine, wanted, BLOCKS)
+    sizes = graph_sizes(engine, wanted) if graph_inputs else ()
+    return Runner(engine, wanted, BLOCKS, sizes)
 
 
 @torch.inference_mode()  # Which is each thread's own.

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from headrace.ops import kv_write, matmul, paged_attention, rms_norm, rope, silu_mul
+from headrace.ops import (
+    decode_inputs,
+    kv_write,
+    matmul,
+    paged_attention,
+    rms_norm,
+    rope,
+    silu_mul,
+)
 from headrace.ops.base import Choice, OpSpec, choose
+from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.matmul import MatmulBackend
 from headrace.ops.paged_attention import AttentionBackend
 from headrace.ops.rope import RopeAndKvWrite
@@ -36,6 +45,7 @@ class OpTable:
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     paged_attention: AttentionBackend
     matmul: MatmulBackend
+    decode_inputs: GatherDecodeInputs
     choices: tuple[Choice, ...]  # the startup table
 
     def table(self) -> str:
@@ -54,6 +64,7 @@ _FOLDERS = {
     "kv_write": kv_write.CANDIDATES,
     "paged_attention": paged_attention.CANDIDATES,
     "matmul": matmul.CANDIDATES,
+    "decode_inputs": decode_inputs.CANDIDATES,
 }
 
 
@@ -78,5 +89,6 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
         kv_write=made["kv_write"],
         paged_attention=made["paged_attention"],
         matmul=made["matmul"],
+        decode_inputs=made["decode_inputs"],
         choices=tuple(choices),
     )
