@@ -41,6 +41,17 @@ class Gpu:
         """What every launch of a kernel with a `PDL` flag is given."""
         return {"PDL": True, "launch_pdl": True} if self.pdl else {"PDL": False}
 
+    def run(
+        self, kernel: Any, grid: tuple[int, ...], *args: Any, warps: int, **constants: Any
+    ) -> None:
+        """Launches a kernel that has a `PDL` flag.
+
+        Args:
+            kernel: a `triton.jit` function; what type checkers make of one refuses its constants.
+            warps: of a program.
+        """
+        kernel[grid](*args, **constants, num_warps=warps, **self.launch)
+
 
 # Stands for the device where kernels run in Triton's interpreter.
 INTERPRETED = Gpu(capability=(0, 0), multiprocessors=4, pdl=False)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from headrace.native import Kernels
-from headrace.ops.base import Candidate, Reference
+from headrace.ops.base import Candidate, OpSpec, Reference
 from headrace.ops.native import Native
 from headrace.ops.rms_norm import reference
 from headrace.ops.rms_norm.native import NativeRmsNorm
+from headrace.ops.triton import Gpu, Triton
 
 
 class RmsNormOps(NamedTuple):
@@ -26,7 +27,15 @@ def _native(kernels: Kernels) -> RmsNormOps:
     return RmsNormOps(made.rms_norm, made.add_rms_norm)
 
 
+def _triton(spec: OpSpec, gpu: Gpu) -> RmsNormOps:
+    from headrace.ops.rms_norm.triton import TritonRmsNorm
+
+    made = TritonRmsNorm(gpu)
+    return RmsNormOps(made.rms_norm, made.add_rms_norm)
+
+
 CANDIDATES: list[Candidate] = [
+    Triton(_triton, "one pass, the residual in place"),
     Native(_native, "one pass"),
     Reference(RmsNormOps(reference.rms_norm, reference.add_rms_norm)),
 ]
