@@ -1,10 +1,10 @@
 """The matrix product of a linear layer: weights are packed once, at load, and applied each step."""
 
-# T tokens · Y outputs · X inputs
+# T tokens · Y outputs · X inputs · F mlp width
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -18,4 +18,14 @@ class MatmulBackend(Protocol):
 
     def apply(self, x_TX: Tensor, packed: Any, bias_Y: Tensor | None) -> Tensor:
         """Returns x_TX @ weight_YX.T + bias_Y, new, in the dtype of `x_TX`."""
+        ...
+
+
+@runtime_checkable
+class GatedMatmul(Protocol):
+    """A `MatmulBackend` whose product can end in the gated activation."""
+
+    def apply_gated(self, x_TX: Tensor, packed: Any) -> Tensor | None:
+        """Returns silu(gate_TF) · up_TF, new, where [gate_TF, up_TF] = x_TX @ weight_YX.T; or
+        None, if product and activation one after the other are faster for so many rows."""
         ...

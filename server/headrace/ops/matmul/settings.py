@@ -1,0 +1,85 @@
+"""Which kernel multiplies how many rows by which weight, as measured on an H200.
+
+`bench/gpu/gemm.py` measures what stands here.
+"""
+
+# N outputs · K inputs
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+# Up to so many rows a kernel is recorded for; more rows are no longer bound by the weights alone.
+BUCKETS = (1, 16, 32, 64)
+ROWS_MAX = BUCKETS[-1]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How `skinny.product` divides its work."""
+
+    rows: int  # of a tile, those of the bucket; 1 is the kernel without tensor cores
+    block_n: int  # outputs a program
+    block_k: int  # inputs a step of its loop
+    stages: int  # steps whose loads are under way at once
+    split: int = 1  # programs that share the sum over the inputs
+    warps: int = 4  # a program
+    swap: bool = False  # whether the outputs are the tensor cores' rows
+    prefetch: int = 0  # bytes of each weight row asked for before the input is waited for
+    gated: bool = False  # whether the product ends in silu(gate) * up
+
+
+# Bytes of a row: more than any row has.
+_ALL = 1 << 20
+
+_TALL = Setting(1, 16, 512, 4, prefetch=_ALL)
+_WIDE = Setting(1, 8, 512, 4, prefetch=_ALL)
+_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=_ALL)
+
+# Of Llama-3.1-8B: (N, K) of a weight to the setting of each bucket, None for cuBLAS.
+H200: dict[tuple[int, int], tuple[Setting | None, ...]] = {
+    (6144, 4096): (_TALL, replace(_TILE, split=4, stages=3), None, None),
+    (4096, 4096): (_TALL, replace(_TILE, split=4), None, None),
+    (28672, 4096): (replace(_WIDE, stages=2), _TILE, None, None),
+    (4096, 14336): (_WIDE, replace(_TILE, split=4), None, None),
+    (128256, 4096): (replace(_WIDE, block_k=1024), _TILE, None, None),
+}
+
+# Gate and up in one weight of 2 N rows, by (N, K): the product with the activation.
+H200_GATED: dict[tuple[int, int], tuple[Setting | None, ...]] = {
+    (14336, 4096): (
+        Setting(1, 4, 512, 3, prefetch=_ALL, gated=True),
+        Setting(16, 64, 64, 3, swap=True, prefetch=_ALL, gated=True),
+        None,
+        None,
+    ),
+}
+
+# Programs a device with 132 multiprocessors should have at least.
+_PROGRAMS_MIN = 2 * 132
+
+
+def bucket_of(rows: int) -> int:
+    """The index of the smallest bucket that holds so many rows, which are at most `ROWS_MAX`."""
+    return next(i for i, bucket in enumerate(BUCKETS) if rows <= bucket)
+
+
+def best(outputs: int, inputs: int) -> tuple[Setting | None, ...]:
+    """The setting of each bucket on a Hopper GPU; None where cuBLAS is the choice."""
+    return H200.get((outputs, inputs)) or _by_rule(outputs, inputs)
+
+
+def best_gated(outputs: int, inputs: int) -> tuple[Setting | None, ...]:
+    """As `best`, of a product of `outputs` columns that ends in silu(gate) * up."""
+    return H200_GATED.get((outputs, inputs)) or (None,) * len(BUCKETS)
+
+
+def _by_rule(outputs: int, inputs: int) -> tuple[Setting | None, ...]:
+    """For weights nobody has measured: what shapes like theirs do well with."""
+    if outputs < 1024 or inputs < 1024 or inputs % 128 != 0:
+        return (None,) * len(BUCKETS)
+    vector = _TALL if outputs // 8 < 8 * _PROGRAMS_MIN else _WIDE
+    split = 1
+    while outputs // 64 * split < _PROGRAMS_MIN and inputs // split > 1024:
+        split *= 2
+    return (vector, replace(_TILE, split=split), None, None)

@@ -1,0 +1,291 @@
+"""Matrix products of few rows in Triton, at the speed at which weights can be read.
+
+A decode step is a chain of such products with small kernels between them, and each kernel waits
+for the one before. Weights wait for nobody: under programmatic dependent launch a program is
+started while its predecessors still run, asks the L2 for the weights it will need first, and
+only then waits for its input. So the memory keeps reading through norms and attention.
+
+Two kernels: `vector` for a single row, by multiply-add in registers, and `tiles` for up to
+`ROWS_MAX` rows on the tensor cores. Where there are too few columns to occupy the device,
+`tiles` divides the sum over K between programs; the last of them to finish adds the parts up in
+a fixed order, so that a result does not depend on who was last.
+"""
+
+# M rows · N outputs · K inputs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from headrace.ops.matmul.settings import Setting
+from headrace.ops.triton import Gpu
+
+# Thread t asks for the first bytes of row t. Operands: address, rows, bytes a row, bytes asked.
+_ASK_FOR_ROWS = tl.constexpr(
+    """{
+    .reg .pred mine;
+    .reg .b32 row;
+    .reg .b64 from;
+    mov.u32 row, %tid.x;
+    setp.lt.s32 mine, row, $2;
+    mul.wide.s32 from, row, $3;
+    add.s64 from, from, $1;
+    @mine cp.async.bulk.prefetch.L2.global [from], $4;
+    mov.u32 $0, 0;
+    }"""
+)
+
+
+@triton.jit
+def _prefetch(w, rows, row_bytes, asked_bytes):
+    """Asks the L2 for the first `asked_bytes` of `rows` rows (at most one a thread) from `w` on.
+
+    All numbers of bytes and the address are multiples of 16.
+    """
+    tl.inline_asm_elementwise(
+        _ASK_FOR_ROWS,  # pyright: ignore[reportArgumentType]
+        "=r,l,r,r,r",
+        [w.to(tl.int64), rows.to(tl.int32), row_bytes.to(tl.int32), asked_bytes.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _silu_mul(gate, up, dtype: tl.constexpr):
+    """silu(gate) * up, rounded where the composition of product and activation rounds."""
+    gate = gate.to(dtype).to(tl.float32)
+    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    return gate * up.to(dtype).to(tl.float32)
+
+
+@triton.jit
+def vector(
+    x,
+    w,
+    bias,
+    y,
+    N,
+    K,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    GATED: tl.constexpr,
+    STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y[N] = w[N, K] @ x[K] + bias[N]; gated: y[N] = silu(w[:N] @ x) * (w[N:] @ x), w [2 N, K].
+
+    Args:
+        PREFETCH: bytes of each row asked for before the input is waited for; 0 for none.
+    """
+    n0 = tl.program_id(0) * BN
+    rows = tl.minimum(BN, N - n0)
+    w += n0.to(tl.int64) * K
+    w_up = w + tl.cast(N, tl.int64) * K
+    if PDL:
+        gdc_launch_dependents()
+    if PREFETCH > 0:
+        asked = tl.minimum(PREFETCH, 2 * K)
+        _prefetch(w, rows, 2 * K, asked)
+        if GATED:
+            _prefetch(w_up, rows, 2 * K, asked)
+    if PDL:
+        gdc_wait()
+
+    n = tl.arange(0, BN)[:, None]
+    k = tl.arange(0, BK)[None, :]
+    acc = tl.zeros([BN, BK], tl.float32)
+    acc_up = tl.zeros([BN, BK], tl.float32)
+    for k0 in tl.range(0, K, BK, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+        x_mask = None if EVEN_K else k0 + k < K
+        w_mask = None if EVEN_N and EVEN_K else (n < rows) & (k0 + k < K)
+        other = None if EVEN_K else 0.0
+        w_other = None if EVEN_N and EVEN_K else 0.0
+        x_k = tl.load(x + k0 + k, x_mask, other).to(tl.float32)
+        at = n * K + k0 + k
+        w_nk = tl.load(w + at, w_mask, w_other, eviction_policy="evict_first")
+        acc += w_nk.to(tl.float32) * x_k
+        if GATED:
+            w_nk = tl.load(w_up + at, w_mask, w_other, eviction_policy="evict_first")
+            acc_up += w_nk.to(tl.float32) * x_k
+
+    i = tl.arange(0, BN)
+    total = tl.sum(acc, 1)
+    if GATED:
+        total = _silu_mul(total, tl.sum(acc_up, 1), y.dtype.element_ty)
+    if bias is not None:
+        total += tl.load(bias + n0 + i, mask=i < rows, other=0.0).to(tl.float32)
+    tl.store(y + n0 + i, total.to(y.dtype.element_ty), mask=i < rows)
+
+
+@triton.jit
+def _dot(x_mk, w_nk, acc, SWAP: tl.constexpr):
+    """acc + the product; [BN, MB] if swapped, [MB, BN] otherwise."""
+    return tl.dot(w_nk, tl.trans(x_mk), acc) if SWAP else tl.dot(x_mk, tl.trans(w_nk), acc)
+
+
+@triton.jit(do_not_specialize=["M"])
+def tiles(  # noqa: PLR0912, PLR0915
+    x,
+    w,
+    bias,
+    y,
+    parts,
+    arrived,
+    M,
+    N,
+    K,
+    x_stride,
+    MB: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SWAP: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    GATED: tl.constexpr,
+    STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y[M, N] = x[M, K] @ w[N, K].T + bias[N], for M <= MB; gated as in `vector`.
+
+    Args:
+        parts: float32 [tiles of N, SPLIT, MB * BN], scratch; unused if SPLIT is 1.
+        arrived: int32 [tiles of N], zero before and after; unused if SPLIT is 1.
+        SWAP: whether the weight's rows are the tensor cores' rows (64 of them on Hopper).
+        PREFETCH: bytes of each row asked for before the input is waited for; 0 for none.
+    """
+    tile = tl.program_id(0) // SPLIT
+    part = tl.program_id(0) % SPLIT
+    n0 = tile * BN
+    rows = tl.minimum(BN, N - n0)
+    k_part = tl.cdiv(K, BK * SPLIT) * BK
+    k_first = part * k_part
+    k_last = tl.minimum(k_first + k_part, K)
+    w += n0.to(tl.int64) * K
+    w_up = w + tl.cast(N, tl.int64) * K
+    if PDL:
+        gdc_launch_dependents()
+    if PREFETCH > 0:
+        asked = tl.maximum(tl.minimum(PREFETCH, 2 * (k_last - k_first)), 0)
+        _prefetch(w + k_first, rows, 2 * K, asked)
+        if GATED:
+            _prefetch(w_up + k_first, rows, 2 * K, asked)
+    if PDL:
+        gdc_wait()
+
+    m = tl.arange(0, MB)
+    n = tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
+    acc_up = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
+    for k0 in tl.range(k_first, k_last, BK, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+        x_mask = (m < M)[:, None]
+        if not EVEN_K:
+            x_mask = x_mask & (k0 + k < K)[None, :]
+        w_mask = None if EVEN_N and EVEN_K else (n < rows)[:, None] & (k0 + k < K)[None, :]
+        w_other = None if EVEN_N and EVEN_K else 0.0
+        x_mk = tl.load(x + m[:, None] * x_stride + (k0 + k)[None, :], x_mask, 0.0)
+        at = n[:, None] * K + (k0 + k)[None, :]
+        w_nk = tl.load(w + at, w_mask, w_other, eviction_policy="evict_first")
+        acc = _dot(x_mk, w_nk, acc, SWAP)
+        if GATED:
+            w_nk = tl.load(w_up + at, w_mask, w_other, eviction_policy="evict_first")
+            acc_up = _dot(x_mk, w_nk, acc_up, SWAP)
+
+    m = m[None, :] if SWAP else m[:, None]
+    n = n[:, None] if SWAP else n[None, :]
+    mask = (m < M) & (n < rows)
+    y += n0 + m * N + n  # at most 64 rows: fits 31 bits
+    if GATED:
+        acc = _silu_mul(acc, acc_up, y.dtype.element_ty)
+    if SPLIT > 1:
+        size: tl.constexpr = MB * BN
+        mine = parts + tile * (SPLIT * size) + (n * MB + m if SWAP else m * BN + n)
+        tl.store(mine + part * size, acc)
+        # All threads have stored before one of them says so; the last to arrive sees all parts.
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == SPLIT - 1:
+            tl.store(arrived + tile, 0)
+            acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
+            for i in tl.static_range(SPLIT):  # pyright: ignore[reportGeneralTypeIssues]
+                acc += tl.load(mine + i * size, cache_modifier=".cg")
+            if bias is not None:
+                acc += tl.load(bias + n0 + n, mask=n < rows, other=0.0).to(tl.float32)
+            tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
+    else:
+        if bias is not None:
+            acc += tl.load(bias + n0 + n, mask=n < rows, other=0.0).to(tl.float32)
+        tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
+
+
+class Scratch:
+    """What programs that share a sum leave for one another.
+
+    One kernel uses it at a time: products of one device run on one stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.parts = torch.empty(0, dtype=torch.float32, device=device)
+        self.arrived = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def reserve(self, setting: Setting, outputs: int) -> None:
+        """Makes room for a product; never while a graph exists that has been recorded with it."""
+        if setting.split == 1:
+            return
+        columns = triton.cdiv(outputs, setting.block_n)
+        size = columns * setting.split * setting.rows * setting.block_n
+        if self.parts.numel() < size:
+            self.parts = self.parts.new_empty(size)
+        if self.arrived.numel() < columns:
+            self.arrived = self.arrived.new_zeros(columns)
+
+
+def product(
+    x_MK: Tensor,
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    setting: Setting,
+    scratch: Scratch,
+    gpu: Gpu,
+) -> Tensor:
+    """Returns x_MK @ weight_NK.T + bias_N, new; of a gated setting silu(gate) * up, [M, N / 2].
+
+    Args:
+        x_MK: at most `setting.rows` rows, bfloat16 or float16 like the weight.
+        weight_NK: contiguous; of a gated setting gate's rows, then up's.
+        scratch: with room for the setting, if that is split.
+    """
+    if x_MK.stride(1) != 1:
+        x_MK = x_MK.contiguous()
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    N = N // 2 if setting.gated else N
+    assert setting.rows >= M, "a setting is chosen by the number of rows"
+    y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
+    grid = (triton.cdiv(N, setting.block_n) * setting.split,)
+    constants = {
+        "BN": setting.block_n,
+        "BK": setting.block_k,
+        "EVEN_N": N % setting.block_n == 0,
+        "EVEN_K": K % (setting.block_k * setting.split) == 0,
+        "GATED": setting.gated,
+        "STAGES": setting.stages,
+        "PREFETCH": setting.prefetch if gpu.pdl and K % 8 == 0 else 0,
+    }
+    if setting.rows == 1:
+        args = (x_MK, weight_NK, bias_N, y_MN, N, K)
+        gpu.run(vector, grid, *args, warps=setting.warps, **constants)
+        return y_MN
+    constants |= {"MB": setting.rows, "SPLIT": setting.split, "SWAP": setting.swap}
+    args = (x_MK, weight_NK, bias_N, y_MN, scratch.parts, scratch.arrived)
+    gpu.run(tiles, grid, *args, M, N, K, x_MK.stride(0), warps=setting.warps, **constants)
+    return y_MN
