@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,13 +26,15 @@ from headrace.comm import Comm
 from headrace.device import Device, Timer
 from headrace.errors import HeadraceError, PlanError
 from headrace.graphs import DecodeGraphs, buckets
-from headrace.kv import KvLayout, KvPool
+from headrace.kv import BLOCKS_MIN, KvLayout, KvPool
 from headrace.layers.step import StepContext
+from headrace.memory import Room, plan_memory
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.paged_attention import AttentionBackend
 from headrace.ops.sampling import SamplingBackend
 from headrace.sampler import Drawn, Outputs, Sampler
 from headrace.slots import SlotRows
+from headrace.startup import Phases
 from headrace.telemetry import Tracer, trace_contexts
 from headrace.warm import warm_plans
 from headrace.wire import Mask, Plan, Result, decode, encode_result
@@ -80,6 +82,7 @@ class Engine:
     kv_bytes_max: int  # 0: the device's default
     logits_dtype: torch.dtype = torch.float32  # what the model returns
     graph_inputs: GraphInputs | None = None  # what the device's graphs need, where it has any
+    phases: Phases = field(default_factory=Phases)  # where the seconds of the start go
 
 
 @dataclass(frozen=True)
@@ -394,33 +397,61 @@ def graph_sizes(engine: Engine, wanted: Preparation) -> tuple[int, ...]:
 
 
 def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
-    """Warms up with a pool of its own, then sizes the real one by what is free (R9)."""
-    begin = time.perf_counter()
-    _warm(engine, wanted)
-    warmed = time.perf_counter()
-    layout = kv_layout(engine, wanted)
-    budget = engine.device.kv_budget(wanted.memory_fraction, engine.kv_bytes_max, engine.comm.size)
-    blocks = engine.comm.min_int(layout.blocks_that_fit(budget, wanted.blocks_max))
+    """Warms up with pools of their own, then sizes the real one by what is free (R9).
+
+    What is allocated later is measured here: graphs first, which are then thrown away; then the
+    largest step, whose activations stay with torch's allocator.
+    """
+    device, phases = engine.device, engine.phases
     sizes = graph_sizes(engine, wanted)
-    runner = Runner(engine, wanted, blocks, sizes)
-    pooled = time.perf_counter()
-    runner.capture()
-    captured = time.perf_counter()
-    memory = (
-        ("weights", engine.weight_bytes),
-        ("kv pool", runner.pool.bytes()),
-        ("penalty state", 4 * wanted.state_slots_max * engine.vocab_size),
+    with phases("graphs measured"):
+        graph_bytes = _measure_graphs(engine, wanted, sizes)
+    before = device.room()
+    with phases("warm up"):
+        _warm(engine, wanted)
+    after = device.room()
+    layout = kv_layout(engine, wanted)
+    own = max(0, before.free - after.free)
+    coming = {"graphs": graph_bytes, "reserve": device.reserve_bytes} if sizes else {}
+    budget = device.kv_budget(wanted.memory_fraction, engine.kv_bytes_max, engine.comm.size)
+    state_bytes = 4 * wanted.state_slots_max * engine.vocab_size
+    plan = plan_memory(
+        Room(after.total, after.free),
+        {"weights": engine.weight_bytes, "activations": own},
+        coming | {"penalty state": state_bytes},
+        block_bytes=layout.bytes_per_block(),
+        pool_bytes_max=budget,
+        blocks_max=wanted.blocks_max,
     )
-    log.info(
-        "prepared %d blocks of %d tokens; warmed in %.2f s, pool in %.2f s, %d graphs in %.2f s",
-        blocks,
-        wanted.block_tokens,
-        warmed - begin,
-        pooled - warmed,
-        len(sizes),
-        captured - pooled,
-    )
-    return runner, Prepared(blocks, memory)
+    blocks = engine.comm.min_int(plan.blocks)
+    with phases("kv pool"):
+        runner = Runner(engine, wanted, blocks, sizes)
+    with phases("graphs"):
+        runner.capture()
+    for line in plan.table().splitlines():
+        log.info("%s", line)
+    log.info("%d blocks of %d tokens, %d graphs", blocks, wanted.block_tokens, 2 * len(sizes))
+    return runner, Prepared(blocks, plan.items)
+
+
+def _measure_graphs(engine: Engine, wanted: Preparation, sizes: tuple[int, ...]) -> int:
+    """Device bytes that graphs of these sizes will take, by the two largest of them."""
+    if not sizes:
+        return 0
+    device = engine.device
+    device.trim()
+    free = [device.room().free]
+    runners: list[Runner] = []
+    for size in reversed(sizes[-2:]):
+        runner = Runner(engine, replace(wanted, state_slots_max=0), BLOCKS_MIN, (size,))
+        free.append(device.room().free)
+        runner.capture()
+        free.append(device.room().free)
+        runners.append(runner)
+    largest, another = free[1] - free[2], free[3] - free[4]
+    runners.clear()
+    device.trim()
+    return max(0, largest) + max(0, another) * (len(sizes) - 1)
 
 
 def _warm(engine: Engine, wanted: Preparation) -> None:

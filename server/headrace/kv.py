@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headrace.errors import DeviceError
-
 # Block 0 is scrap, and a sequence needs at least one block of its own.
 BLOCKS_MIN = 2
 
@@ -31,16 +29,6 @@ class KvLayout:
     def bytes_per_block(self) -> int:
         """Keys and values of one block, all layers, on this rank."""
         return self.block_tokens * self.bytes_per_token()
-
-    def blocks_that_fit(self, budget: int, blocks_max: int) -> int:
-        """Blocks, scrap included, that `budget` bytes hold; `blocks_max` of them if not 0."""
-        blocks = budget // self.bytes_per_block()
-        if blocks < BLOCKS_MIN:
-            raise DeviceError(
-                f"the KV pool may take {budget} bytes, which is less than {BLOCKS_MIN} blocks of "
-                f"{self.bytes_per_block()} bytes ({self.block_tokens} tokens each)"
-            )
-        return min(blocks, blocks_max) if blocks_max else blocks
 
 
 class KvPool:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from headrace.device.cpu import CpuDevice
-from headrace.errors import DeviceError
 from headrace.kv import KvLayout, KvPool
 
 LAYOUT = KvLayout(layers=3, kv_heads=2, head_dim=8, block_tokens=4, dtype=torch.float32)
@@ -28,14 +27,6 @@ def test_bytes_are_counted():
     assert LAYOUT.bytes_per_block() == 4 * LAYOUT.bytes_per_token()
     pool = KvPool(LAYOUT, 5, torch.device("cpu"))
     assert pool.bytes() == 5 * LAYOUT.bytes_per_block()
-
-
-def test_what_fits_is_bounded_by_what_was_asked_for():
-    per_block = LAYOUT.bytes_per_block()
-    assert LAYOUT.blocks_that_fit(10 * per_block + 1, 0) == 10
-    assert LAYOUT.blocks_that_fit(10 * per_block, 7) == 7
-    with pytest.raises(DeviceError, match="less than 2 blocks"):
-        LAYOUT.blocks_that_fit(2 * per_block - 1, 0)
 
 
 def test_layers_are_views_of_one_zeroed_pool():

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.memory import Room
+
 from headrace.device.weights import WeightStager
 
 
@@ -78,6 +80,8 @@ class Device(Protocol):
             made in the meantime; where it is false a result is ready when its launch returns.
         threads: threads an operation may use.
         graphs: launches can be recorded, and replayed in one call.
+        reserve_bytes: what is left free beside the pool: libraries that load code at a first call,
+            and the gaps that an allocator leaves.
     """
 
     kind: str
@@ -86,20 +90,26 @@ class Device(Protocol):
     asynchronous: bool
     threads: int
     graphs: bool
+    reserve_bytes: int
 
     def start(self) -> None:
         """Claims the device for the calling thread; called once, by the thread that owns it."""
         ...
 
-    def free_bytes(self) -> int:
-        """Bytes this process could still allocate on the device."""
+    def room(self) -> Room:
+        """The device's memory, as the driver counts it."""
+        ...
+
+    def trim(self) -> None:
+        """Gives back what is kept for reuse but not used, and the memory of graphs that are gone."""
         ...
 
     def kv_budget(self, fraction: float, bytes_max: int, ranks: int) -> int:
-        """Bytes the KV pool of this rank may take (R9).
+        """Bytes the KV pool of this rank may take at most; more than there are means all (R9).
 
         Args:
-            fraction: of the free memory; 0 for the device's default.
+            fraction: of the free memory on the CPU; of all memory, in use in the end, elsewhere.
+                0 is the device's default.
             bytes_max: upper bound; 0 for the device's default.
             ranks: ranks of the group, which may share the memory.
         """

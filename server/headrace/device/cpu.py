@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
+from headrace.memory import Room
 from headrace.device.weights import HostStager, WeightStager
 
 # The KV pool of a CPU server when nobody says otherwise: the smaller of this share of the free
@@ -30,6 +31,7 @@ class CpuDevice:
     kind = "cpu"
     asynchronous = False
     graphs = False
+    reserve_bytes = 0
 
     def __init__(self, threads: int = 0, ranks: int = 1, proc: Path = Path("/proc")) -> None:
         self._proc = proc
@@ -44,7 +46,14 @@ class CpuDevice:
 
     def free_bytes(self) -> int:
         """What the kernel says is available, within the limits of this process's cgroups."""
-        return min([_meminfo_available(self._proc / "meminfo"), *_cgroup_rooms(self._proc)])
+        return min([_meminfo(self._proc / "meminfo", "MemAvailable"), *_cgroup_rooms(self._proc)])
+
+    def room(self) -> Room:
+        """The machine's memory; what is free is so within this process's limits."""
+        return Room(_meminfo(self._proc / "meminfo", "MemTotal"), self.free_bytes())
+
+    def trim(self) -> None:
+        """Nothing: the C library decides."""
 
     def kv_budget(self, fraction: float, bytes_max: int, ranks: int) -> int:
         """A quarter of the free memory and 4 GiB at most, unless told; shared by the ranks."""
@@ -170,10 +179,10 @@ def _cpu_info(path: Path) -> tuple[str, frozenset[str]]:
     return model, flags
 
 
-def _meminfo_available(path: Path) -> int:
-    """MemAvailable in bytes."""
+def _meminfo(path: Path, key: str) -> int:
+    """A line of meminfo in bytes."""
     for line in path.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) << 10
     return 1 << 30
 

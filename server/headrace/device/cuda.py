@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
+from headrace.memory import Room
 from headrace.device.cuda_weights import PinnedStager
 from headrace.device.weights import WeightStager
 
-# Share of the free memory the KV pool takes when nobody says otherwise.
-KV_SHARE_DEFAULT = 0.9
+# Left free beside the pool: kernels that libraries load at their first call, communication buffers,
+# and what an allocator cannot use of its segments.
+RESERVE_BYTES = 1 << 30
 
 # First compute capability that multiplies bfloat16.
 BF16_CAPABILITY = (8, 0)
@@ -27,6 +29,7 @@ class CudaDevice:
     asynchronous = True
     threads = 1
     graphs = True
+    reserve_bytes = RESERVE_BYTES
 
     def __init__(self, index: int) -> None:
         self.torch_device = torch.device("cuda", index)
@@ -52,17 +55,24 @@ class CudaDevice:
         torch.cuda.set_stream(torch.cuda.Stream(self.torch_device))
         self._side = torch.cuda.Stream(self.torch_device)
 
-    def free_bytes(self) -> int:
-        """What the driver says is free, and what torch has cached but does not use."""
-        free, _ = torch.cuda.mem_get_info(self.torch_device)
-        cached = torch.cuda.memory_reserved(self.torch_device)
-        return free + cached - torch.cuda.memory_allocated(self.torch_device)
+    def room(self) -> Room:
+        """What the driver says."""
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        return Room(total, free)
+
+    def trim(self) -> None:
+        """Empties torch's cache; graphs recorded from now on share a new pool."""
+        self._graph_pool = None
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
 
     def kv_budget(self, fraction: float, bytes_max: int, ranks: int) -> int:
-        """A share of the free memory; every rank has a device of its own."""
+        """All that is free, unless told; every rank has a device of its own."""
         del ranks
-        share = fraction if fraction > 0 else KV_SHARE_DEFAULT
-        budget = int(self.free_bytes() * share)
+        room = self.room()
+        budget = room.free
+        if fraction > 0:
+            budget = max(0, int(room.total * fraction) - (room.total - room.free))
         return min(budget, bytes_max) if bytes_max > 0 else budget
 
     def default_dtype(self, checkpoint: torch.dtype) -> DtypeChoice:
