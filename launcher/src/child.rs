@@ -34,6 +34,8 @@ const SIGNALS_QUEUED: usize = 4;
 pub(crate) enum Role {
     Download,
     Router,
+    /// A thread of the launcher in the router's place.
+    Job,
     Shard(u32),
 }
 
@@ -73,16 +75,24 @@ pub(crate) struct Child {
     pub(crate) role: Role,
     signals: mpsc::Sender<Signal>,
     _lifeline: Option<ChildStdin>,
-    _task: JoinHandle<()>,
+    _task: Option<JoinHandle<()>>,
 }
 
 // === impl Role ===
+
+impl Role {
+    /// Whoever drives the shards.
+    pub(crate) fn is_front(self) -> bool {
+        matches!(self, Self::Router | Self::Job)
+    }
+}
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Download => f.write_str("download"),
             Self::Router => f.write_str("router"),
+            Self::Job => f.write_str("job"),
             Self::Shard(rank) => write!(f, "shard-{rank}"),
         }
     }
@@ -130,7 +140,7 @@ impl Spec {
             role,
             signals,
             _lifeline: lifeline,
-            _task: task,
+            _task: Some(task),
         })
     }
 }
@@ -138,6 +148,16 @@ impl Spec {
 // === impl Child ===
 
 impl Child {
+    /// What is no process: signals are messages, and its own thread tells the rest.
+    pub(crate) fn on_a_thread(role: Role, signals: mpsc::Sender<Signal>) -> Self {
+        Self {
+            role,
+            signals,
+            _lifeline: None,
+            _task: None,
+        }
+    }
+
     /// Asks for a signal to be sent; one that has ended gets none.
     pub(crate) fn signal(&self, signal: Signal) {
         // A full queue means that this many signals are on their way already.

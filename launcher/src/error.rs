@@ -43,6 +43,8 @@ pub(crate) enum LaunchError {
     WebserverCannotStart(Death),
     #[error("WebserverFailed: {0}")]
     WebserverFailed(Death),
+    #[error("{0}")]
+    JobFailed(Death),
     #[error("ShardCannotStart: {0}")]
     Python(#[from] PythonNotFound),
     #[error("ShardCannotStart: not ready after {} s (--startup-timeout); still waiting for {waiting}", after.as_secs())]
@@ -125,6 +127,11 @@ impl Death {
             text.push_str(line);
         }
         text
+    }
+
+    /// It ended because it was done.
+    pub(crate) fn is_success(&self) -> bool {
+        matches!(&self.end, End::Exited(status) if status.success()) && self.fatal.is_none()
     }
 
     pub(crate) fn signal(&self) -> Option<i32> {

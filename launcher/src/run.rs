@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::download::download;
 use crate::error::LaunchError;
+use crate::job::Job;
 use crate::machine;
 use crate::output::Output;
 use crate::python::PythonNotFound;
@@ -37,6 +38,24 @@ pub fn run(
     argv: impl IntoIterator<Item = OsString>,
     find_programs: impl FnOnce() -> Result<Programs, PythonNotFound>,
 ) -> u8 {
+    start(argv, find_programs, None)
+}
+
+/// [`run`] with a job in the router's place: the server ends when the job does. The log goes to
+/// standard error.
+pub fn run_job(
+    argv: impl IntoIterator<Item = OsString>,
+    find_programs: impl FnOnce() -> Result<Programs, PythonNotFound>,
+    job: Job,
+) -> u8 {
+    start(argv, find_programs, Some(job))
+}
+
+fn start(
+    argv: impl IntoIterator<Item = OsString>,
+    find_programs: impl FnOnce() -> Result<Programs, PythonNotFound>,
+    job: Option<Job>,
+) -> u8 {
     let typed = match Typed::parse(argv, &|name| env::var_os(name)) {
         Ok(typed) => typed,
         Err(error) => {
@@ -45,7 +64,7 @@ pub fn run(
             return if error.use_stderr() { STATUS_USAGE } else { 0 };
         }
     };
-    match launch(&typed, find_programs) {
+    match launch(&typed, find_programs, job) {
         Ok(()) => 0,
         Err(error) => {
             // Nobody may be left to read it.
@@ -58,6 +77,7 @@ pub fn run(
 fn launch(
     typed: &Typed,
     find_programs: impl FnOnce() -> Result<Programs, PythonNotFound>,
+    job: Option<Job>,
 ) -> Result<(), LaunchError> {
     let machine = Machine::probe(&|name| env::var_os(name));
     let Resolved {
@@ -69,9 +89,15 @@ fn launch(
     let filter = EnvFilter::try_new(&serve.telemetry.log_level)
         .map_err(|error| LaunchError::LogLevel(error.to_string()))?;
     let io = |what| move |source| LaunchError::Io { what, source };
-    let output = Output::start(io::stdout(), serve.telemetry.json_output)
-        .map_err(io("no thread for the log"))?;
-    start_log(&output, filter);
+    let (output, is_terminal) = if job.is_some() {
+        let output = Output::start(io::stderr(), serve.telemetry.json_output);
+        (output, io::stderr().is_terminal())
+    } else {
+        let output = Output::start(io::stdout(), serve.telemetry.json_output);
+        (output, io::stdout().is_terminal())
+    };
+    let output = output.map_err(io("no thread for the log"))?;
+    start_log(&output, filter, is_terminal);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -83,18 +109,18 @@ fn launch(
         if launch.log_machine {
             machine::log(&machine).await;
         }
-        serve_until_stopped(serve, &launch, &programs, &output).await
+        serve_until_stopped(serve, &launch, &programs, &output, job).await
     });
     drop(runtime);
     output.flush();
     served
 }
 
-fn start_log(output: &Output, filter: EnvFilter) {
+fn start_log(output: &Output, filter: EnvFilter, is_terminal: bool) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(output.clone());
-    let log = log.with_ansi(io::stdout().is_terminal());
+    let log = log.with_ansi(is_terminal);
     // The first log of a process stays; only a test makes a second one.
     drop(if output.is_json() {
         log.json().flatten_event(true).try_init()
@@ -108,6 +134,7 @@ async fn serve_until_stopped(
     launch: &Launch,
     programs: &Programs,
     output: &Output,
+    job: Option<Job>,
 ) -> Result<(), LaunchError> {
     let mut signals = Signals::install().map_err(|source| LaunchError::Io {
         what: "signals cannot be handled",
@@ -129,10 +156,15 @@ async fn serve_until_stopped(
         serve.model.path.display(),
         serve.shards.len(),
     );
-    tracing::info!("Starting the router and {shards} shard(s) for {id} in {path}.");
+    let front = if job.is_some() { "job" } else { "router" };
+    tracing::info!("Starting the {front} and {shards} shard(s) for {id} in {path}.");
     tracing::debug!("{serve:?}");
-    let specs = topology::group(programs, &serve, &serve_json);
-    let mut supervisor = Supervisor::start(&specs, &serve, output)?;
+    let mut specs = Vec::new();
+    if job.is_none() {
+        specs.push(topology::router(programs, &serve_json));
+    }
+    specs.extend(topology::ranks(programs, &serve, &serve_json));
+    let mut supervisor = Supervisor::start(&specs, job, &serve, output)?;
     supervisor
         .supervise(&mut signals, launch.startup_deadline)
         .await

@@ -12,6 +12,7 @@ use crate::banner::{self, Ready};
 use crate::child::{Child, Event, Role, Spec};
 use crate::control::Control;
 use crate::error::{Death, End, LaunchError};
+use crate::job::{self, Job};
 use crate::output::Output;
 use crate::signals::Signals;
 
@@ -69,26 +70,27 @@ enum Outcome {
 // === impl Supervisor ===
 
 impl<'a> Supervisor<'a> {
-    /// Starts everybody at the same time.
+    /// Starts everybody at the same time, and the job if there is one in the router's place.
     pub(crate) fn start(
         specs: &[Spec],
+        job: Option<Job>,
         serve: &'a Serve,
         output: &'a Output,
     ) -> Result<Self, LaunchError> {
         let (sender, events) = mpsc::channel(EVENTS_QUEUED);
         let phase = Phase::Starting { port: None };
-        let mut members = Vec::with_capacity(specs.len());
+        let mut members = Vec::with_capacity(specs.len() + 1);
         for spec in specs {
             // Those already started die with their lifelines.
             let child = spec
                 .spawn(output, sender.clone())
                 .map_err(|death| blame(spec.role, phase, death))?;
-            members.push(Member {
-                child,
-                is_alive: true,
-                is_up: false,
-                fatal: None,
-            });
+            members.push(Member::new(child));
+        }
+        if let Some(job) = job {
+            let child = job::start(job, serve.clone(), sender)
+                .map_err(|death| blame(Role::Job, phase, death))?;
+            members.push(Member::new(child));
         }
         Ok(Self {
             serve,
@@ -118,6 +120,9 @@ impl<'a> Supervisor<'a> {
                 }
                 Some((role, event)) = self.events.recv() => {
                     if let Some(death) = self.take(role, event) {
+                        if role == Role::Job && death.is_success() {
+                            return self.drain(signals).await;
+                        }
                         break self.cause(role, death).await;
                     }
                 }
@@ -154,6 +159,9 @@ impl<'a> Supervisor<'a> {
             }
             Event::Control(Control::Serving) => {
                 member.is_up = true;
+                if role == Role::Job {
+                    self.phase = Phase::Serving;
+                }
                 None
             }
             Event::Control(Control::Listening { port }) => {
@@ -201,7 +209,7 @@ impl<'a> Supervisor<'a> {
     /// Who is to blame. A router that ends because its shard is gone is often heard of first.
     async fn cause(&mut self, role: Role, death: Death) -> LaunchError {
         let phase = self.phase;
-        if role != Role::Router || death.signal().is_some() {
+        if !role.is_front() || death.signal().is_some() {
             return blame(role, phase, self.last_words(role, death).await);
         }
         let deadline = Instant::now() + CAUSE_GRACE;
@@ -240,7 +248,7 @@ impl<'a> Supervisor<'a> {
 
     /// The router first: it refuses what is new and lets streams end; then the shards.
     async fn drain(&mut self, signals: &mut Signals) -> Result<(), LaunchError> {
-        let is_router = |role: Role| role == Role::Router;
+        let is_router = Role::is_front;
         let phase = self.phase;
         let deadline = Duration::from_millis(self.serve.http.drain_deadline_ms);
         self.signal(Signal::SIGTERM, is_router);
@@ -341,6 +349,15 @@ impl<'a> Supervisor<'a> {
 // === impl Member ===
 
 impl Member {
+    fn new(child: Child) -> Self {
+        Self {
+            child,
+            is_alive: true,
+            is_up: false,
+            fatal: None,
+        }
+    }
+
     fn death(&self, end: End, last_lines: Vec<String>) -> Death {
         Death {
             name: self.child.role.to_string(),
@@ -362,6 +379,7 @@ fn names<'m>(members: impl Iterator<Item = &'m Member>) -> String {
 fn blame(role: Role, phase: Phase, death: Death) -> LaunchError {
     match (role, phase) {
         (Role::Download, _) => LaunchError::DownloadError(death),
+        (Role::Job, _) => LaunchError::JobFailed(death),
         (Role::Router, Phase::Starting { .. }) => LaunchError::WebserverCannotStart(death),
         (Role::Router, Phase::Serving) => LaunchError::WebserverFailed(death),
         (Role::Shard(_), Phase::Starting { .. }) => LaunchError::ShardCannotStart(death),

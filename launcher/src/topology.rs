@@ -157,17 +157,19 @@ pub(crate) fn download(
     }
 }
 
-/// The router and every shard of a server.
-pub(crate) fn group(programs: &Programs, serve: &Serve, serve_json: &Path) -> Vec<Spec> {
-    let config = |command: &mut Vec<OsString>| {
-        command.extend(["--config".into(), serve_json.into()]);
-    };
-    let mut router = with(&programs.router, &[]);
-    config(&mut router);
-    let mut specs = vec![spec(Role::Router, router, Vec::new())];
+/// The router of a server.
+pub(crate) fn router(programs: &Programs, serve_json: &Path) -> Spec {
+    let mut command = with(&programs.router, &["--config"]);
+    command.push(serve_json.into());
+    spec(Role::Router, command, Vec::new())
+}
+
+/// Every shard of a server.
+pub(crate) fn ranks(programs: &Programs, serve: &Serve, serve_json: &Path) -> Vec<Spec> {
+    let mut specs = Vec::with_capacity(serve.shards.len());
     for shard in &serve.shards {
-        let mut command = with(&programs.server, &["shard"]);
-        config(&mut command);
+        let mut command = with(&programs.server, &["shard", "--config"]);
+        command.push(serve_json.into());
         command.extend(["--rank".into(), shard.rank.to_string().into()]);
         // Libraries that read their thread count when they are loaded read it here.
         let threads = OsString::from(serve.device.threads.to_string());

@@ -27,4 +27,4 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-pub use run::run;
+pub use run::{engine_config, run};

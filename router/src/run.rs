@@ -195,7 +195,8 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
     })
 }
 
-fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
+/// What the engine is told of a server; whoever drives shards without HTTP tells it the same.
+pub fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
     let (engine, device) = (&serve.engine, &serve.device);
     EngineConfig {
         sockets: serve

@@ -1,6 +1,6 @@
 //! The one binary: what it does depends on the name it is called by and on its first argument.
-//! `headrace [serve]` and `text-generation-launcher` serve, `headrace router` is the router, and
-//! the rest is Python's.
+//! `headrace [serve]` and `text-generation-launcher` serve, `headrace router` is the router,
+//! `headrace bench` measures, and the rest is Python's.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,6 +21,9 @@ fn main() -> ExitCode {
         .map(str::to_owned);
     match command.as_deref() {
         Some("router") if !called_launcher => router(&argv[2..]),
+        Some("bench") if !called_launcher => {
+            ExitCode::from(headrace_bench::run(&argv[2..], programs))
+        }
         Some("shard" | "download" | "replay" | "describe") if !called_launcher => {
             python(&argv[1..])
         }

@@ -26,6 +26,7 @@ Commands:
   headrace download --model-id <ID>   Fetch a model and print where it is
   headrace describe --help            Say what a shard of a model would be
   headrace replay --help              Execute plans again that --record-plans wrote
+  headrace bench --help               Measure how fast a server is
 
 Examples:
   headrace --model-id Qwen/Qwen3-0.6B --port 8080
