@@ -19,7 +19,8 @@ pub mod scheduler;
 mod sequence;
 mod slots;
 
-pub use crate::scheduler::{AdmitError, CommitError, Scheduler, Stats};
+pub use crate::budget::PromptAllowance;
+pub use crate::scheduler::{AdmitError, CommitError, Load, Scheduler, Stats};
 
 #[cfg(feature = "testing")]
 #[path = "../testing/mod.rs"]

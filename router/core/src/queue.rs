@@ -22,6 +22,11 @@ impl WaitQueue {
         self.ids.front().copied()
     }
 
+    /// In order of arrival.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SeqId> {
+        self.ids.iter().copied()
+    }
+
     pub(crate) fn pop_front(&mut self) -> Option<SeqId> {
         self.ids.pop_front()
     }

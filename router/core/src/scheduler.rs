@@ -13,6 +13,7 @@ mod settle;
 use std::collections::VecDeque;
 
 pub use self::commit::CommitError;
+use crate::budget::PromptAllowance;
 use crate::event::{FinishReason, SeqEvent};
 use crate::ids::{BlockId, Blocks, Generation, SeqId, SlotId, StepId, Tokens};
 use crate::kv::{KvCache, Taint};
@@ -62,6 +63,18 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Counter: tokens dropped because their sequence had gone (R3).
     pub zombie_rows: u64,
+}
+
+/// What the next plan has before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that take a decode row.
+    pub decode_rows: u32,
+    /// Positions that those rows attend to, together.
+    pub decode_context: u64,
+    /// Known tokens that are not planned yet, of running and of waiting sequences. Those of a
+    /// sequence that waits count whole, whatever the prefix tree may hold of them.
+    pub backlog: u64,
 }
 
 /// A row of a plan in flight, as far as `commit` needs it.
@@ -179,6 +192,12 @@ impl Scheduler {
     /// Decides the next step. `None`: nothing can run until something is committed or admitted, or
     /// as many plans are in flight as may be.
     pub fn plan(&mut self) -> Option<StepPlan> {
+        self.plan_within(&PromptAllowance::UNLIMITED)
+    }
+
+    /// As [`Scheduler::plan`], with prompt tokens that cost no more than `allowance` says. Rows of
+    /// decoding sequences are not bounded by it.
+    pub fn plan_within(&mut self, allowance: &PromptAllowance) -> Option<StepPlan> {
         if self.in_flight() >= self.limits.depth {
             return None;
         }
@@ -189,7 +208,7 @@ impl Scheduler {
             rows: std::mem::take(&mut self.spare_rows),
         };
 
-        let (mut budget, preempted) = self.settle();
+        let (mut budget, preempted) = self.settle(allowance);
         let drafts = std::mem::take(&mut self.drafts);
         for &draft in &drafts {
             self.emit(draft, &mut plan, &mut step);
@@ -265,6 +284,29 @@ impl Scheduler {
             self.end(seq, FinishReason::GroupLost, None, &mut events);
         }
         events
+    }
+
+    /// What the next plan has before it. Waiting sequences are counted until the backlog has
+    /// `enough` tokens.
+    pub fn load(&self, enough: u64) -> Load {
+        let mut load = Load::default();
+        for &seq in &self.running {
+            let sequence = &self.sequences[seq];
+            let planned = sequence.running().planned;
+            if sequence.wants_decode() {
+                load.decode_rows += 1;
+                load.decode_context += u64::from(planned.0) + 1;
+            } else if sequence.is_prefilling() {
+                load.backlog += u64::from(sequence.len().0 - planned.0);
+            }
+        }
+        for seq in self.queue.iter() {
+            if load.backlog >= enough {
+                break;
+            }
+            load.backlog += u64::from(self.sequences[seq].len().0);
+        }
+        load
     }
 
     /// Plans that are not committed.

@@ -9,6 +9,7 @@
 //!       like=b:8    the first 8 ids are those of b    after=b   b's ids so far come first
 //!       penalty logprobs no_end
 //! plan                                                or `plan 2`
+//! allow cost=100 token=10 pair=1 min=4 max=8          of later plans' prompt tokens; or `allow`
 //! commit 0 a=EOS b=7 c=NAN d=BAD                      the model draws for the others; NAN spoils
 //!                                                     logits, BAD the row's cells, MISSED a mask
 //! run 3                                               plan and commit, three times
@@ -18,6 +19,7 @@
 
 use std::collections::VecDeque;
 
+use crate::budget::PromptAllowance;
 use crate::event::{FinishReason, SeqEvent};
 use crate::ids::{BlockSize, Blocks, SeqId, SlotId, StepId, TokenId, Tokens};
 use crate::limits::Limits;
@@ -48,6 +50,7 @@ struct Runner {
     referee: Referee,
     known: Vec<Named>,
     in_flight: VecDeque<InFlight>,
+    allowance: PromptAllowance,
     out: String,
 }
 
@@ -102,6 +105,7 @@ impl Runner {
             limits,
             known: Vec::new(),
             in_flight: VecDeque::new(),
+            allowance: PromptAllowance::UNLIMITED,
             out: String::new(),
         }
     }
@@ -115,6 +119,7 @@ impl Runner {
                     self.plan();
                 }
             }
+            "allow" => self.allowance = allowance(&Arguments::new(rest)),
             "commit" => self.commit(rest),
             "run" => {
                 for _ in 0..rest.parse().expect("run COUNT") {
@@ -191,7 +196,7 @@ impl Runner {
 
     fn plan(&mut self) {
         let before: Vec<SeqId> = self.scheduler.running().collect();
-        let Some(plan) = self.scheduler.plan() else {
+        let Some(plan) = self.scheduler.plan_within(&self.allowance) else {
             return self.say("no plan");
         };
         let names: Vec<String> = plan
@@ -429,6 +434,18 @@ fn limits(arguments: &Arguments<'_>, now: Option<&Limits>) -> Limits {
         watermark: Blocks(number("watermark", 0)),
         share_within_step: !arguments.has("no_share_within_step"),
         prefix_caching: !arguments.has("no_caching"),
+    }
+}
+
+fn allowance(arguments: &Arguments<'_>) -> PromptAllowance {
+    let cost = |name, otherwise| arguments.number(name).map_or(otherwise, f64::from);
+    let of = PromptAllowance::UNLIMITED;
+    PromptAllowance {
+        cost_max: cost("cost", of.cost_max),
+        per_token: cost("token", of.per_token),
+        per_pair: cost("pair", of.per_pair),
+        tokens_max: arguments.number("max").map_or(of.tokens_max, Tokens),
+        tokens_min: arguments.number("min").map_or(of.tokens_min, Tokens),
     }
 }
 

@@ -7,12 +7,13 @@ mod choices;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use self::choices::{Choices, limits, request};
-use self::choices::{END, VOCAB};
+use self::choices::{END, VOCAB, allowance};
+use crate::budget::PromptAllowance;
 use crate::event::{FinishReason, SeqEvent};
-use crate::ids::{Blocks, Generation, SeqId, SlotId, StepId, TokenId};
+use crate::ids::{Blocks, Generation, SeqId, SlotId, StepId, TokenId, Tokens};
 use crate::limits::Limits;
 use crate::mutation::Mutation;
-use crate::plan::{StepPlan, result_flag};
+use crate::plan::{StepPlan, result_flag, row_flag};
 use crate::request::{Request, RequestSpec};
 use crate::scheduler::{Scheduler, Stats};
 use crate::testing::symbolic::{Fault, Model, Referee};
@@ -59,6 +60,8 @@ pub struct World {
     referee: Referee,
     clients: BTreeMap<SeqId, Client>,
     in_flight: VecDeque<Vec<Planned>>,
+    /// What the prompt tokens of the next plans may cost.
+    allowance: PromptAllowance,
     events: Vec<SeqEvent>,
     steps: u64,
     watch: Watch,
@@ -101,6 +104,7 @@ impl World {
             scheduler,
             clients: BTreeMap::new(),
             in_flight: VecDeque::new(),
+            allowance: PromptAllowance::UNLIMITED,
             events: Vec::new(),
             steps: 0,
             watch: Watch::All,
@@ -110,7 +114,12 @@ impl World {
     /// One random move.
     pub fn act(&mut self, choices: &mut Choices) {
         match choices.below(32) {
-            0..12 => _ = self.plan(),
+            0..12 => {
+                if choices.one_in(8) {
+                    self.allowance = allowance(choices);
+                }
+                self.plan();
+            }
             12..22 => _ = self.commit(),
             22..25 => self.admit(request(choices)),
             25..27 => self.reply(choices),
@@ -159,7 +168,7 @@ impl World {
     pub fn plan(&mut self) -> bool {
         let before = self.scheduler.stats();
         let oldest = self.scheduler.running().next();
-        let plan = self.scheduler.plan();
+        let plan = self.scheduler.plan_within(&self.allowance);
         self.audit();
         let stats = self.scheduler.stats();
         let preempted = stats.preemptions > before.preemptions;
@@ -176,6 +185,7 @@ impl World {
             return false;
         };
         self.check_admissions(&plan, preempted);
+        self.check_cost(&plan);
         let rows = plan.row_slot.iter().enumerate();
         let planned = rows.map(|(row, &slot)| {
             let slot = SlotId(slot.cast_unsigned());
@@ -271,6 +281,25 @@ impl World {
         assert!(
             !fresh || stats.running < 2 || kept,
             "R6: the watermark was not kept free: {stats:?}"
+        );
+    }
+
+    /// Prompt tokens beyond those that are granted are paid for.
+    fn check_cost(&self, plan: &StepPlan) {
+        let (mut cost, mut tokens) = (0.0, 0);
+        for (row, &flags) in plan.row_flags.iter().enumerate() {
+            if flags & row_flag::FROM_SLOT == 0 {
+                let [start, len] = [plan.row_start[row], plan.row_len[row]];
+                let [start, len] = [start, len].map(|n| Tokens(n.cast_unsigned()));
+                cost += self.allowance.cost(start, len);
+                tokens += len.0;
+            }
+        }
+        let of = &self.allowance;
+        let granted = tokens <= of.tokens_min.0.max(1);
+        assert!(
+            granted || cost <= of.cost_max * (1.0 + 1e-9) && tokens <= of.tokens_max.0,
+            "{tokens} prompt tokens cost {cost}, which is more than {of:?}"
         );
     }
 

@@ -1,7 +1,7 @@
 //! Running sequences first: the growth of all of them is counted, and settled by preemption, before
 //! any row is written (R6).
 
-use crate::budget::StepBudget;
+use crate::budget::{PromptAllowance, StepBudget};
 use crate::ids::{Blocks, SeqId, Tokens};
 use crate::kv::tree::Search;
 use crate::mutation::Mutation;
@@ -13,11 +13,11 @@ use crate::sequence::{Phase, SeqState, Sequence};
 impl Scheduler {
     /// Decides a row for every running sequence that can have one, into `drafts`. Gives what is left
     /// of the step's budget, and whether sequences were preempted for it.
-    pub(super) fn settle(&mut self) -> (StepBudget, bool) {
+    pub(super) fn settle(&mut self, allowance: &PromptAllowance) -> (StepBudget, bool) {
         self.match_again();
         let mut preempted = false;
         loop {
-            let budget = self.draft();
+            let budget = self.draft(allowance);
             let wanted = Blocks(self.drafts.iter().map(|draft| draft.growth.0).sum());
             let free = self.kv.free();
             if wanted <= free {
@@ -83,9 +83,9 @@ impl Scheduler {
     }
 
     /// One token for every decoding sequence, then chunks for the prefilling ones, oldest first.
-    fn draft(&mut self) -> StepBudget {
+    fn draft(&mut self, allowance: &PromptAllowance) -> StepBudget {
         self.drafts.clear();
-        let mut budget = StepBudget::new(&self.limits, self.seeded);
+        let mut budget = StepBudget::new(&self.limits, allowance, self.seeded);
         let mut prefilling = false;
         for &seq in &self.running {
             let sequence = &self.sequences[seq];

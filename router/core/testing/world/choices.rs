@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::budget::PromptAllowance;
 use crate::ids::{BlockSize, Blocks, TokenId, Tokens};
 use crate::limits::Limits;
 use crate::request::{RequestSpec, Sampling};
@@ -85,6 +86,20 @@ pub fn limits(choices: &mut Choices) -> Limits {
         watermark: Blocks(choices.below(3)),
         share_within_step: !choices.one_in(3),
         prefix_caching: !choices.one_in(6),
+    }
+}
+
+/// What prompt tokens may cost, which may be too little for any.
+pub(super) fn allowance(choices: &mut Choices) -> PromptAllowance {
+    if choices.one_in(3) {
+        return PromptAllowance::UNLIMITED;
+    }
+    PromptAllowance {
+        cost_max: f64::from(choices.below(100)),
+        per_token: f64::from(choices.below(12)),
+        per_pair: f64::from(choices.below(3)) / 4.0,
+        tokens_max: Tokens(choices.between(1, 20)),
+        tokens_min: Tokens(choices.below(6)),
     }
 }
 
