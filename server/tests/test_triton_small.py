@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
+
+from late import hasty_copy, late_copy
 
 from conftest import CUDA
 from headrace.layers.rotary import RopeSpec, Rotary
@@ -238,3 +242,101 @@ def test_decode_inputs(rows: int, dim: int) -> None:
 @pytest.mark.parametrize("rows", [1, 64, 512])
 def test_decode_inputs_at_real_sizes(rows: int) -> None:
     check_decode_inputs(rows, 128)
+
+
+@pytest.fixture
+def hopper() -> Gpu:
+    """A device with programmatic dependent launch."""
+    gpu = device_gpu()
+    if not gpu.pdl:
+        pytest.skip("the device has no programmatic dependent launch")
+    return gpu
+
+
+def behind_a_late_write(inputs: list[Tensor], run: Callable[[list[Tensor]], list[Tensor]]) -> None:
+    """Compares what `run` makes of inputs there already and of inputs that come late.
+
+    The second time in a graph too, where a copy and a fill come before the late kernel.
+    """
+    expected = [t.clone() for t in run([t.clone() for t in inputs])]
+    for late in range(len(inputs)):
+        given = [t.clone() for t in inputs]
+        # Zeros are not what was asked for, and never an index out of range.
+        given[late].zero_()
+        late_copy(inputs[late], given[late])
+        for made, wanted in zip(run(given), expected, strict=True):
+            assert torch.equal(made, wanted), f"input {late} was read before it was written"
+    given = [t.clone() for t in inputs]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for source, target in zip(inputs[1:], given[1:], strict=True):
+            target.copy_(source)
+        given[0].zero_()
+        late_copy(inputs[0], given[0])
+        results = run(given)
+    for _ in range(3):
+        graph.replay()
+        for made, wanted in zip(results, expected, strict=True):
+            assert torch.equal(made, wanted), "a replay read before the write"
+
+
+@gpu
+def test_a_kernel_that_does_not_wait_reads_too_early(hopper: Gpu) -> None:
+    """The control: the predecessor of the tests below does sleep, and the next one does start."""
+    del hopper
+    source, target = torch.ones(512, device=DEVICE), torch.zeros(512, device=DEVICE)
+    hasty_copy(source)
+    late_copy(source, target)
+    target.zero_()
+    torch.cuda.synchronize()
+    late_copy(source, target)
+    assert not hasty_copy(target).any()
+    assert target.all()
+
+
+@gpu
+def test_norms_wait_for_what_they_read(hopper: Gpu) -> None:
+    ops = TritonRmsNorm(hopper)
+    weight = random(4096, dtype=torch.bfloat16, seed=2)
+    inputs = [random(8, 4096, dtype=torch.bfloat16, seed=seed) for seed in (0, 1)]
+    behind_a_late_write(inputs, lambda t: list(ops.add_rms_norm(t[0], t[1], weight, 1e-5)))
+    behind_a_late_write(inputs[:1], lambda t: [ops.rms_norm(t[0], weight, 1e-5)])
+
+
+@gpu
+def test_activations_wait_for_what_they_read(hopper: Gpu) -> None:
+    inputs = [random(8, 2 * 14336, dtype=torch.bfloat16)]
+    behind_a_late_write(inputs, lambda t: [TritonSiluMul(hopper)(t[0])])
+
+
+@gpu
+def test_rotations_wait_for_what_they_read(hopper: Gpu) -> None:
+    layout = QkvLayout(32, 8, 128)
+    qkv = random(8, layout.columns, dtype=torch.bfloat16)
+    cos_sin = Rotary(RopeSpec(128, theta=500000.0))(torch.arange(100, 108)).to(DEVICE)
+    cells = torch.arange(3, 11, device=DEVICE)
+    weight = random(128, dtype=torch.bfloat16, seed=1)
+    norm = QkNorm(weight, weight, 1e-5)
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        caches = torch.zeros((2, 2, 16, 8, 128), dtype=torch.bfloat16, device=DEVICE)
+        late_copy(given[0], given[0])  # between the fill of the caches and the write to them
+        q_THE = TritonRope(hopper).rope_and_kv_write(
+            given[0], given[1], caches[0], caches[1], given[2], layout, norm
+        )
+        return [q_THE, caches]
+
+    behind_a_late_write([qkv, cos_sin, cells], run)
+
+
+@gpu
+def test_decode_inputs_wait_for_what_they_read(hopper: Gpu) -> None:
+    slots = torch.tensor([3, 1, 4, 5], device=DEVICE)
+    start = torch.tensor([9, 2, 6, 5], device=DEVICE)
+    last_token = torch.arange(100, 106, device=DEVICE)
+    table = torch.arange(1, 25, dtype=torch.int32, device=DEVICE).view(6, 4)
+    cos_sin = torch.randn((10, 64), device=DEVICE)
+    inputs = [slots, start, last_token, table, cos_sin]
+    ops = TritonDecodeInputs(hopper)
+    behind_a_late_write(inputs, lambda t: list(ops(t[0], t[1], t[2], t[3], t[4], 4)))
