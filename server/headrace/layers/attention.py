@@ -60,6 +60,7 @@ class Attention(Declares):
         self._layout = QkvLayout(heads, kv_heads, spec.head_dim)
         self._rope_and_kv_write = build.ops.rope_and_kv_write
         self._attend = build.ops.paged_attention.attend
+        self._reads_fresh = build.ops.paged_attention.reads_fresh
 
     def finish(self) -> None:
         if self.qk_norm is not None and self._eps is not None:
@@ -76,5 +77,21 @@ class Attention(Declares):
         q_THE = self._rope_and_kv_write(
             qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T, self._layout, self._norm
         )
-        o_THE = self._attend(q_THE, k_cache_NPKE, v_cache_NPKE, step.attention, self._window)
+        o_THE = self._attend(
+            q_THE,
+            k_cache_NPKE,
+            v_cache_NPKE,
+            step.attention,
+            self._window,
+            self._fresh(qkv_TC, q_THE) if self._reads_fresh else None,
+        )
         return self.out(o_THE.flatten(1))
+
+    def _fresh(self, qkv_TC: Tensor, q_THE: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The step's own keys and values, k_TKE and v_TKE, where they were rotated in place."""
+        if q_THE.data_ptr() != qkv_TC.data_ptr():
+            return None
+        layout = self._layout
+        heads = (layout.heads, layout.kv_heads, layout.kv_heads)
+        _, k_TKE, v_TKE = qkv_TC.unflatten(1, (-1, layout.head_dim)).split(heads, dim=1)
+        return k_TKE, v_TKE

@@ -10,6 +10,7 @@ from headrace.ops.paged_attention.base import (
     DecodeShape,
     StepShape,
 )
+from headrace.ops.paged_attention.cuda import Cuda
 from headrace.ops.paged_attention.native import NativeAttention
 from headrace.ops.paged_attention.reference import ReferenceAttention
 from headrace.ops.paged_attention.torch_cpu import TorchCpu
@@ -19,5 +20,7 @@ __all__ = ["CANDIDATES", "AttentionBackend", "AttentionPlan", "DecodeShape", "St
 CANDIDATES: list[Candidate] = [
     Native(NativeAttention, "pages read in place, once a group", even_heads),
     TorchCpu(),
+    Cuda(with_fa3=True),
+    Cuda(with_fa3=False),
     Reference(ReferenceAttention()),
 ]

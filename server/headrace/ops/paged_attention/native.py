@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.native import AttentionCall, Kernels, type_of
-from headrace.ops.paged_attention.base import StepShape
+from headrace.ops.paged_attention.base import EagerOnly, StepShape
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NativePlan:
     block_tokens: int
 
 
-class NativeAttention:
+class NativeAttention(EagerOnly):
     """See `AttentionBackend`."""
 
     def __init__(self, kernels: Kernels) -> None:
@@ -49,6 +49,7 @@ class NativeAttention:
         v_cache_NPKE: Tensor,
         plan: NativePlan,
         window: int = 0,
+        fresh: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         tokens, heads, dim = q_THE.shape
         o_THE = torch.empty((tokens, heads, dim), dtype=q_THE.dtype)

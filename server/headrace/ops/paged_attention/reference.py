@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from headrace.ops.paged_attention.base import StepShape
+from headrace.ops.paged_attention.base import EagerOnly, StepShape
 
 
-class ReferenceAttention:
+class ReferenceAttention(EagerOnly):
     """Obviously right, and slow."""
 
     def plan(self, shape: StepShape) -> StepShape:
@@ -24,8 +24,14 @@ class ReferenceAttention:
         v_cache_NPKE: Tensor,
         plan: StepShape,
         window: int = 0,
+        fresh: tuple[Tensor, Tensor] | None = None,
+        softcap: float = 0.0,
     ) -> Tensor:
-        """See `AttentionBackend.attend`."""
+        """See `AttentionBackend.attend`.
+
+        Args:
+            softcap: bounds scores to ±softcap by a hyperbolic tangent; 0: they are unbounded.
+        """
         o_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
         group = q_THE.shape[1] // k_cache_NPKE.shape[2]
         at = 0
@@ -38,6 +44,8 @@ class ReferenceAttention:
             v_LHE = _gather(v_cache_NPKE, blocks_B, context).repeat_interleave(group, dim=1)
             q_qHE = q_THE[at : at + length].float()
             scores_HqL = torch.einsum("qhe,lhe->hql", q_qHE, k_LHE) * q_THE.shape[2] ** -0.5
+            if softcap > 0.0:
+                scores_HqL = softcap * torch.tanh(scores_HqL / softcap)
             q_at = torch.arange(start, context, device=q_THE.device).unsqueeze(1)
             k_at = torch.arange(context, device=q_THE.device).unsqueeze(0)
             hidden_qL = k_at > q_at

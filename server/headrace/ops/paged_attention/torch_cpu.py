@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.ops.base import No, OpSpec, Yes
-from headrace.ops.paged_attention.base import StepShape
+from headrace.ops.paged_attention.base import EagerOnly, StepShape
 
 if TYPE_CHECKING:
     from headrace.device.base import Device
@@ -63,7 +63,7 @@ class _Plan:
     layouts: dict[int, _Layout] = field(default_factory=dict[int, _Layout])
 
 
-class TorchCpuAttention:
+class TorchCpuAttention(EagerOnly):
     """The backend; `dtype` is that of the queries and the cache."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -79,6 +79,7 @@ class TorchCpuAttention:
         v_cache_NPKE: Tensor,
         plan: _Plan,
         window: int = 0,
+        fresh: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
         layout = plan.layouts.get(window)

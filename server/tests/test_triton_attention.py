@@ -1,0 +1,368 @@
+"""Paged attention's Triton kernels against the reference, in pools whose other cells are NaN.
+
+Without a CUDA device they run in Triton's interpreter, on small shapes; its matrix product does
+not know bfloat16.
+"""
+
+# T tokens · S rows · H query heads · K kv heads · E head dim · N blocks · P tokens per block
+# B blocks per table row · Z slots · W table width
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headrace.device.base import Device
+from headrace.ops.base import No, OpSpec
+from headrace.ops.paged_attention import CANDIDATES, DecodeShape, StepShape
+from headrace.ops.paged_attention import fa3 as fa3_module
+from headrace.ops.paged_attention.cuda import Cuda, CudaAttention
+from headrace.ops.paged_attention.reference import ReferenceAttention
+from headrace.ops.triton import INTERPRETED, Gpu
+
+pytest.importorskip("triton")
+
+from headrace.ops.paged_attention.triton_decode import DecodeConfig, TritonDecode
+from headrace.ops.paged_attention.triton_prefill import PrefillConfig, TritonPrefill
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+# Relative to the largest value: float32 sums in another order; the others round the softmax, too.
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# More programs than the interpreter's device has make many splits of short rows.
+SMALL = DecodeConfig(tile=16, warps=2, stages=2, programs=6)
+FINE = DecodeConfig(tile=16, warps=4, stages=3, programs=60)
+COARSE = DecodeConfig(tile=64, warps=2, stages=3, programs=1)
+PREFILL = PrefillConfig(queries=16, tile=32, warps=4, stages=2)
+
+
+def gpu_here() -> Gpu:
+    if not CUDA:
+        return INTERPRETED
+    properties = torch.cuda.get_device_properties(DEVICE)
+    capability = (properties.major, properties.minor)
+    # So few multiprocessors that the tests' configurations mean the same everywhere.
+    return Gpu(capability, INTERPRETED.multiprocessors, pdl=capability >= (9, 0))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Counts and the dim of heads."""
+
+    q: int  # H
+    kv: int  # K
+    dim: int  # E
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pool with the contexts of some rows, and their queries."""
+
+    q_THE: Tensor
+    k_cache_NPKE: Tensor
+    v_cache_NPKE: Tensor
+    shape: StepShape
+
+    @property
+    def caches(self) -> tuple[Tensor, Tensor]:
+        return self.k_cache_NPKE, self.v_cache_NPKE
+
+    def fresh(self) -> tuple[Tensor, Tensor]:
+        """The keys and values of the step's own tokens, as strided rows."""
+        both: list[Tensor] = []
+        for cache in self.caches:
+            cells_T = torch.cat(
+                [
+                    cells(self.shape.table_SB[row], int(start + length), self.shape.block_tokens)[
+                        int(start) :
+                    ]
+                    for row, (start, length) in enumerate(
+                        zip(self.shape.row_start_S, self.shape.row_len_S, strict=True)
+                    )
+                ]
+            )
+            values = cache.flatten(0, 1)[cells_T]
+            both.append(torch.cat((values, torch.full_like(values, torch.nan)), 1))
+        kv_heads = self.k_cache_NPKE.shape[2]
+        return both[0][:, :kv_heads], both[1][:, :kv_heads]
+
+
+def cells(table_B: Tensor, context: int, block: int) -> Tensor:
+    """The cells of a sequence's positions."""
+    blocks = table_B[: -(-context // block)].long()
+    offset = torch.arange(block, device=table_B.device)
+    return (blocks[:, None] * block + offset).flatten()[:context]
+
+
+def make(rows: list[tuple[int, int]], heads: Heads, block: int, dtype: torch.dtype) -> Case:
+    """Scatters the blocks of rows (tokens before the step, of the step) over a pool of NaN.
+
+    Decode rows come first. The tables' unused entries name block 0.
+    """
+    random = torch.Generator().manual_seed(len(rows) + heads.q + heads.dim + block)
+    starts = np.array([start for start, _ in rows], dtype=np.int32)
+    lengths = np.array([length for _, length in rows], dtype=np.int32)
+    contexts = starts + lengths
+    counts = -(-contexts // block)
+    blocks = int(counts.sum()) + 3
+    order = torch.randperm(blocks - 1, generator=random) + 1
+    table_SB = torch.zeros((len(rows), int(counts.max()) + 1), dtype=torch.int32)
+    caches = [torch.full((blocks, block, heads.kv, heads.dim), torch.nan) for _ in range(2)]
+    at = 0
+    for row, count in enumerate(counts.tolist()):
+        table_SB[row, :count] = order[at : at + count].int()
+        at += count
+        mine = cells(table_SB[row], int(contexts[row]), block)
+        for cache in caches:
+            values = torch.randn((len(mine), heads.kv, heads.dim), generator=random)
+            cache.view(-1, heads.kv, heads.dim)[mine] = values
+    # Rows of queries are strided, as they are when they are a view of the fused projection.
+    qkv = torch.randn((int(lengths.sum()), heads.q + 2, heads.dim), generator=random)
+    first_S1 = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    shape = StepShape(
+        starts,
+        lengths,
+        table_SB.to(DEVICE),
+        block,
+        kv_len_S=torch.from_numpy(contexts).to(DEVICE),
+        first_S1=torch.from_numpy(first_S1).to(DEVICE),
+        decode_rows=next((i for i, n in enumerate(lengths) if n != 1), len(rows)),
+    )
+    tensors = (qkv, *caches)
+    qkv, k_cache, v_cache = (tensor.to(dtype).to(DEVICE) for tensor in tensors)
+    return Case(qkv[:, : heads.q], k_cache, v_cache, shape)
+
+
+def backend(
+    heads: Heads,
+    dtype: torch.dtype,
+    config: DecodeConfig | None = SMALL,
+    prefill: PrefillConfig | None = PREFILL,
+    fa3: bool = False,
+) -> CudaAttention:
+    shape = heads.q, heads.kv, heads.dim
+    gpu = gpu_here()
+    decode = TritonDecode(*shape, dtype, gpu, DEVICE, config)
+    if fa3:
+        return CudaAttention(decode, fa3_module.Fa3Prefill(heads.dim))
+    return CudaAttention(decode, TritonPrefill(*shape, dtype, gpu, prefill))
+
+
+def expect(case: Case, window: int = 0, softcap: float = 0.0) -> Tensor:
+    """The reference's answer in float32; the cap is the reference's scores bent by hand."""
+    oracle = ReferenceAttention()
+    wide = [tensor.float() for tensor in (case.q_THE, *case.caches)]
+    return oracle.attend(*wide, case.shape, window, softcap=softcap)
+
+
+def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert actual.is_contiguous()
+    assert actual.dtype == dtype
+    assert expected.isfinite().all()
+    bound = TOLERANCE[dtype] * float(expected.abs().max())
+    torch.testing.assert_close(actual.float(), expected, rtol=0, atol=bound)
+
+
+def check(
+    case: Case, made: CudaAttention, window: int = 0, softcap: float = 0.0, fresh: bool = False
+) -> None:
+    dtype = case.q_THE.dtype
+    before = case.q_THE.clone()
+    plan = made.plan(case.shape)
+    mine = case.fresh() if fresh else None
+    for _ in range(2):  # What counts arrivals must be ready for the next layer.
+        actual = made.attend(case.q_THE, *case.caches, plan, window, mine, softcap)
+        compare(actual, expect(case, window, softcap), dtype)
+    assert torch.equal(case.q_THE, before), "queries must be left alone"
+
+
+def decode_rows(lengths: list[int]) -> list[tuple[int, int]]:
+    return [(length - 1, 1) for length in lengths]
+
+
+LENGTHS = {
+    "one token": [1],
+    "a tile's and a block's ends": [15, 16, 17, 31, 32, 33, 63, 64, 65],
+    "one long row": [300],
+    "one long among short": [5, 3, 260, 1, 9],
+    "all alike": [48] * 5,
+    "more rows than a wave": [17] * 40,
+}
+
+
+@pytest.mark.parametrize("config", [SMALL, FINE, COARSE], ids=["small", "fine", "coarse"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_decode_rows_of_all_lengths(lengths: str, config: DecodeConfig) -> None:
+    heads = Heads(4, 2, 16)
+    case = make(decode_rows(LENGTHS[lengths]), heads, 16, torch.float32)
+    check(case, backend(heads, torch.float32, config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("block", [1, 16, 64])
+@pytest.mark.parametrize(
+    "heads",
+    [Heads(2, 2, 32), Heads(4, 2, 64), Heads(9, 3, 16), Heads(4, 1, 48), Heads(16, 2, 16)],
+    ids=str,
+)
+def test_decode_rows_of_all_shapes(heads: Heads, block: int, dtype: torch.dtype) -> None:
+    case = make(decode_rows([1, 70, 33]), heads, block, dtype)
+    check(case, backend(heads, dtype))
+
+
+def test_a_group_of_more_heads_than_a_tile() -> None:
+    heads = Heads(40, 2, 16)
+    case = make(decode_rows([1, 70, 33]), heads, 16, torch.float32)
+    check(case, backend(heads, torch.float32, FINE))
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, 40])
+def test_decode_rows_that_see_a_window(window: int) -> None:
+    heads = Heads(4, 2, 16)
+    case = make(decode_rows([1, 70, 33, 16, 200]), heads, 16, torch.float32)
+    check(case, backend(heads, torch.float32), window)
+
+
+def test_a_plan_serves_layers_with_and_without_a_window() -> None:
+    heads = Heads(4, 2, 16)
+    case = make([*decode_rows([20, 70]), (3, 20)], heads, 16, torch.float32)
+    made = backend(heads, torch.float32)
+    plan = made.plan(case.shape)
+    for window in (9, 0, 9):
+        actual = made.attend(case.q_THE, *case.caches, plan, window)
+        compare(actual, expect(case, window), torch.float32)
+
+
+@pytest.mark.parametrize("rows", [decode_rows([1, 70, 33]), [(3, 20), (0, 5)]], ids=str)
+def test_scores_are_bounded_softly(rows: list[tuple[int, int]]) -> None:
+    heads = Heads(4, 2, 16)
+    case = make(rows, heads, 16, torch.float32)
+    check(case, backend(heads, torch.float32), softcap=0.7)
+
+
+STEPS = {
+    "one prompt": [(0, 33)],
+    "later chunk": [(19, 30)],
+    "ragged prompts": [(0, 5), (0, 64), (7, 2), (31, 33), (0, 16)],
+    "mixed": [(50, 1), (3, 1), (120, 1), (0, 20), (9, 12), (4, 1)],
+}
+
+
+@pytest.mark.parametrize("window", [0, 7, 40])
+@pytest.mark.parametrize("rows", STEPS)
+def test_rows_of_many_tokens(rows: str, window: int) -> None:
+    heads = Heads(4, 2, 16)
+    check(make(STEPS[rows], heads, 16, torch.float32), backend(heads, torch.float32), window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("block", [1, 64])
+@pytest.mark.parametrize("heads", [Heads(2, 2, 32), Heads(9, 3, 48), Heads(8, 1, 64)], ids=str)
+def test_rows_of_many_tokens_of_all_shapes(heads: Heads, block: int, dtype: torch.dtype) -> None:
+    check(make(STEPS["mixed"], heads, block, dtype), backend(heads, dtype))
+
+
+def graph_case(made_for: Heads, dtype: torch.dtype) -> tuple[Case, DecodeShape, Tensor]:
+    """A captured step over 6 rows of which 4 are used at first; queries as [rows, H, E]."""
+    case = make(decode_rows([1, 70, 33, 100, 9, 257]), made_for, 16, dtype)
+    table_SB = case.shape.table_SB
+    table_ZW = torch.zeros((9, table_SB.shape[1]), dtype=torch.int32, device=DEVICE)
+    shape = DecodeShape(
+        rows=6,
+        slot_S=torch.full((6,), 8, device=DEVICE),
+        kv_len_S=torch.ones(6, dtype=torch.int32, device=DEVICE),
+        table_ZW=table_ZW,
+        block_tokens=16,
+    )
+    # The padding's one position is in block 0, whose first cell is written with anything finite.
+    for cache in case.caches:
+        cache[0, 0] = 1.0
+    return case, shape, table_SB
+
+
+def fill(shape: DecodeShape, case: Case, rows: list[int], slots: list[int]) -> None:
+    """Binds rows of the case to slots, as the kernel that makes a step's inputs does."""
+    count = len(rows)
+    assert case.shape.kv_len_S is not None
+    shape.slot_S.fill_(8)
+    shape.slot_S[:count] = torch.tensor(slots, device=DEVICE)
+    shape.kv_len_S.fill_(1)
+    shape.kv_len_S[:count] = case.shape.kv_len_S[rows]
+    shape.table_ZW[slots] = case.shape.table_SB[rows]
+
+
+def replays(
+    heads: Heads, dtype: torch.dtype, run: Callable[[CudaAttention, DecodeShape, Tensor], Replay]
+) -> None:
+    case, shape, _ = graph_case(heads, dtype)
+    made = backend(heads, dtype, FINE)
+    q_SHE = torch.zeros_like(case.q_THE.contiguous())
+    expected = expect(case)
+    replay = None
+    for rows, slots in (([0, 1, 2, 3], [3, 0, 5, 7]), ([5], [2]), ([4, 5, 3, 2, 1, 0], range(6))):
+        fill(shape, case, rows, list(slots))
+        q_SHE[: len(rows)] = case.q_THE[rows]
+        if replay is None:
+            replay = run(made, shape, q_SHE)
+        actual = replay(case)
+        compare(actual[: len(rows)].contiguous(), expected[rows], dtype)
+        assert actual.isfinite().all(), "padding rows must not make NaN"
+
+
+Replay = Callable[[Case], Tensor]
+
+
+def test_a_step_planned_once_serves_other_rows() -> None:
+    def run(made: CudaAttention, shape: DecodeShape, q_SHE: Tensor) -> Replay:
+        plan = made.plan_decode(shape)
+
+        def replay(case: Case) -> Tensor:
+            made.replan(plan)
+            return made.attend(q_SHE, *case.caches, plan)
+
+        return replay
+
+    replays(Heads(4, 2, 16), torch.float32, run)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 31, 64])
+def test_work_is_balanced(rows: int) -> None:
+    """All tiles are in exactly one item, and no item is longer than it has to be."""
+    made = TritonDecode(32, 8, 16, torch.float32, replace(gpu_here(), multiprocessors=132), DEVICE)
+    random = np.random.default_rng(rows)
+    for longest in (1, 600, 9000):
+        lengths = random.integers(1, longest + 1, rows).astype(np.int32)
+        kv_len_S = torch.from_numpy(lengths).to(DEVICE)
+        table = torch.zeros((rows, 1), dtype=torch.int32, device=DEVICE)
+        plan = made.plan(rows, kv_len_S, table, 16)
+        items = plan.items_by_window[0].cpu().numpy()
+        tile = 32  # what the default is for float32
+        tiles = -(-lengths // tile)
+        seen = [np.zeros(count, dtype=np.int64) for count in tiles]
+        for row, table_row, length, first, end, base, count, _ in items:
+            if first == end:
+                continue
+            assert row == table_row
+            assert length == lengths[row]
+            seen[row][first:end] += 1
+            assert count == sum(1 for item in items if item[0] == row and item[3] < item[4])
+            assert items[base][0] == row and items[base][3] == 0
+        assert all((row == 1).all() for row in seen)
+        most = int((items[:, 4] - items[:, 3]).max())
+        assert most == 1 or sum(-(-tiles // (most - 1))) > plan.items
+
+
+def test_the_cpu_refuses() -> None:
+    class Cpu:
+        kind = "cpu"
+
+    device: Device = Cpu()  # type: ignore[assignment]
+    spec = OpSpec(4, 2, 16, torch.float32, 1e-5)
+    found = [candidate for candidate in CANDIDATES if isinstance(candidate, Cuda)]
+    assert [candidate.name for candidate in found] == ["triton_fa3", "triton"]
+    assert all(isinstance(candidate.supports(spec, device), No) for candidate in found)
