@@ -9,6 +9,7 @@ from pathlib import Path
 
 from headrace.config import Serve, prepare_process
 from headrace.errors import HeadraceError
+from headrace.startup import Phases, process_age, read_ahead
 
 
 def main(argv: list[str]) -> int:
@@ -63,11 +64,15 @@ def _configuration(arguments: argparse.Namespace) -> Serve:
 
 
 def _shard(serve: Serve, arguments: argparse.Namespace) -> int:
-    from headrace.serve import run_shard
-    from headrace.telemetry import start_logging
+    phases = Phases(process_age())
+    if arguments.rank == 0 and serve.model.load_format != "dummy":
+        read_ahead(serve.model.path)
+    with phases("imports"):
+        from headrace.serve import run_shard
+        from headrace.telemetry import start_logging
 
     listener = start_logging(serve.telemetry, arguments.rank)
-    status = run_shard(serve, arguments.rank)
+    status = run_shard(serve, arguments.rank, phases)
     listener.stop()
     sys.stdout.flush()
     # Threads of gRPC and of the device may still be at work; nothing they hold needs them.

@@ -14,8 +14,9 @@ from headrace.device import Device, open_device
 from headrace.errors import ConfigError
 from headrace.executor import Engine, GraphInputs
 from headrace.kv import KvLayout
-from headrace.models import ModelSpec, load_model, read_spec
+from headrace.models import ModelSpec, begin_loading, load_model, read_spec
 from headrace.ops import sampling
+from headrace.startup import Phases
 
 log = logging.getLogger(__name__)
 
@@ -26,32 +27,47 @@ DTYPES = {
 }
 
 
-def load_engine(serve: Serve, rank: int) -> Engine:
+def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine:
     """Loads one rank; call it in the thread that will own the device.
 
     Waits for the other ranks of the group. What was chosen, and why, goes to the log.
+
+    Args:
+        phases: measures what the seconds are spent on.
     """
     begin = time.perf_counter()
+    phases = phases or Phases()
     shard = serve.shard(rank)
     ranks = len(serve.shards)
     spec = read_spec(serve.model.path)
     local = spec.local(ranks)  # Refuses what does not divide before anybody waits for a rank.
-    device = open_device(serve.device.kind, shard.device_index, serve.device.threads, ranks)
-    device.start()
+    with phases("device"):
+        device = open_device(serve.device.kind, shard.device_index, serve.device.threads, ranks)
+        device.start()
     log.info("device %s, %d threads", device.name, device.threads)
     dtype = _choose_dtype(serve, device, spec)
-    timeout_s = serve.engine.prepare_deadline_ms / 1000
-    comm = join_group(device, rank, ranks, shard.rendezvous, timeout_s)
-    table = ops.select(spec.op_spec(dtype, ranks), device, serve.device.reference_ops)
+    folder, load_format = serve.model.path, serve.model.load_format
+    with phases("plan of the reads"):
+        # The weights come while the ranks find each other and the operations are loaded.
+        loading = begin_loading(
+            folder, device=device, dtype=dtype, rank=rank, ranks=ranks, load_format=load_format
+        )
+    with phases("group"):
+        timeout_s = serve.engine.prepare_deadline_ms / 1000
+        comm = join_group(device, rank, ranks, shard.rendezvous, timeout_s)
+    with phases("operations"):
+        table = ops.select(spec.op_spec(dtype, ranks), device, serve.device.reference_ops)
     for line in table.table().splitlines():
         log.info("%s", line)
     model = load_model(
-        serve.model.path,
+        folder,
         device=device,
         dtype=dtype,
         comm=comm,
         ops=table,
-        load_format=serve.model.load_format,
+        load_format=load_format,
+        loading=loading,
+        phases=phases,
     )
     log.info("%-16s %s", "step", model.step_choice)
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
@@ -74,6 +90,7 @@ def load_engine(serve: Serve, rank: int) -> Engine:
         dtype=dtype,
         weight_bytes=model.weight_bytes,
         kv_bytes_max=serve.device.kv_bytes_max,
+        phases=phases,
         logits_dtype=dtype,
         graph_inputs=graph_inputs,
     )

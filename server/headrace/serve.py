@@ -24,6 +24,7 @@ from headrace.errors import HeadraceError
 from headrace.executor import Engine, Executor, Preparation
 from headrace.kv import KvLayout
 from headrace.load import load_engine
+from headrace.startup import Phases
 from headrace.telemetry import NoTracer
 from headrace.wire import SERVICE, messages
 
@@ -47,13 +48,14 @@ OPTIONS = [
 class ShardService:
     """Describe, Prepare and Execute over one executor."""
 
-    def __init__(self, serve: Serve, rank: int) -> None:
+    def __init__(self, serve: Serve, rank: int, phases: Phases) -> None:
         self._rank = rank
+        self._phases = phases
         self._ranks = len(serve.shards)
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[bytes | str] | None = None
         self._executor = Executor(
-            lambda: load_engine(serve, rank),
+            lambda: load_engine(serve, rank, phases),
             NoTracer(),
             self._post,
             self._post,
@@ -109,6 +111,8 @@ class ShardService:
                 log.exception("Prepare failed")
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _sentence(error))
             raise
+        for line in self._phases.tell():
+            log.info("%s", line)
         kinds = messages()
         memory = [kinds.MemoryItem(what=what, bytes=count) for what, count in prepared.memory]
         return kinds.PrepareReply(blocks=prepared.blocks, memory=memory)
@@ -157,11 +161,11 @@ class ShardService:
             log.error("the router does not read results; %d wait", OUTBOX_MAX)
 
 
-def run_shard(serve: Serve, rank: int) -> int:
+def run_shard(serve: Serve, rank: int, phases: Phases) -> int:
     """Serves one rank until the lifeline ends or a signal comes; returns the exit status."""
     _watch_lifeline()
     try:
-        asyncio.run(_serve(serve, rank))
+        asyncio.run(_serve(serve, rank, phases))
     except Exception as error:
         if not isinstance(error, HeadraceError):
             log.exception("the shard failed")
@@ -170,8 +174,8 @@ def run_shard(serve: Serve, rank: int) -> int:
     return 0
 
 
-async def _serve(serve: Serve, rank: int) -> None:
-    service = ShardService(serve, rank)
+async def _serve(serve: Serve, rank: int, phases: Phases) -> None:
+    service = ShardService(serve, rank, phases)
     await service.load()
     socket = serve.shard(rank).socket
     socket.unlink(missing_ok=True)

@@ -9,19 +9,43 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headrace import quant
+from headrace.comm import SingleComm
 from headrace.layers.build import Build
 from headrace.models.decoder import Decoder
 from headrace.models.fused import fuse
 from headrace.models.hf import HfConfig
 from headrace.models.spec import LocalSpec, ModelSpec
+from headrace.ops import select
 from headrace.ops.base import Yes
-from headrace.weights import DummyReader, Reader, SafetensorsReader, load
+from headrace.startup import Phases
+from headrace.weights import (
+    DummyLoading,
+    DummyReader,
+    Loading,
+    Names,
+    Reader,
+    SafetensorsReader,
+    assign,
+    list_wants,
+    pack,
+    read_wants,
+    readers_of,
+    start_files,
+)
 
 if TYPE_CHECKING:
     from headrace.layers.build import Comm, Device
     from headrace.ops import OpTable
 
-__all__ = ["ARCHITECTURES", "Decoder", "LocalSpec", "ModelSpec", "load_model", "read_spec"]
+__all__ = [
+    "ARCHITECTURES",
+    "Decoder",
+    "LocalSpec",
+    "ModelSpec",
+    "begin_loading",
+    "load_model",
+    "read_spec",
+]
 
 # `architectures[0]` of config.json → the module that describes it.
 ARCHITECTURES = {
@@ -38,6 +62,36 @@ def read_spec(path: Path) -> ModelSpec:
     return _architecture(hf).spec(hf)
 
 
+def begin_loading(
+    path: Path,
+    *,
+    device: Device,
+    dtype: torch.dtype,
+    rank: int,
+    ranks: int,
+    load_format: str,
+) -> Loading | None:
+    """Has threads read this rank's share of the weights while the caller prepares the rest.
+
+    Returns None where memory of the device is memory of the host: there `load_model` reads, and
+    nothing is gained by copying twice.
+    """
+    if not device.asynchronous:
+        return None
+    hf = HfConfig.read(path)
+    architecture = _architecture(hf)
+    spec: ModelSpec = architecture.spec(hf)
+    # What is read depends on neither the operations nor the other ranks: stand-ins will do.
+    table = select(spec.op_spec(dtype, ranks), device, reference=True)
+    build = Build(table, _Place(rank, ranks), dtype, quant.detect(hf.values))
+    outline = Decoder(build, spec, architecture.RECIPE)
+    names = _names(architecture, spec)
+    wants = list_wants(outline, names)
+    if load_format == "dummy":
+        return DummyLoading(wants, device)
+    return start_files(wants, names, path, device, readers=readers_of(ranks))
+
+
 def load_model(
     path: Path,
     *,
@@ -46,6 +100,8 @@ def load_model(
     comm: Comm,
     ops: OpTable,
     load_format: str,
+    loading: Loading | None = None,
+    phases: Phases | None = None,
 ) -> Decoder:
     """Builds the decoder of a folder and fills it with this rank's share of the weights.
 
@@ -53,24 +109,48 @@ def load_model(
         dtype: of activations and weights, whatever the checkpoint is stored in.
         ops: by `ops.select(spec.op_spec(dtype, comm.size), device)`.
         load_format: `auto` reads safetensors, `dummy` makes deterministic random weights.
+        loading: what `begin_loading` returned, if it was called.
+        phases: measures building, reading and packing.
     """
+    phases = phases or Phases()
     hf = HfConfig.read(path)
     architecture = _architecture(hf)
     spec: ModelSpec = architecture.spec(hf)
     spec.local(comm.size)  # Refuses what does not divide before anything is built.
-    build = Build(ops, comm, dtype, quant.detect(hf.values))
-    reader: Reader = DummyReader() if load_format == "dummy" else SafetensorsReader(path)
-    model = Decoder(build, spec, architecture.RECIPE)
-    load(
-        model,
-        architecture.NAMES.tie() if spec.tied else architecture.NAMES,
-        reader,
-        device.torch_device,
+    with phases("model"):
+        build = Build(ops, comm, dtype, quant.detect(hf.values))
+        model = Decoder(build, spec, architecture.RECIPE)
+        names = _names(architecture, spec)
+        wants = list_wants(model, names)
+    loading = loading or begin_loading(
+        path, device=device, dtype=dtype, rank=comm.rank, ranks=comm.size, load_format=load_format
     )
-    answer = fuse(model, comm.size)
+    with phases("weights"):
+        if loading is not None:
+            assert loading.wants == wants, "the weights that were read are another model's"
+            assign(model, wants, loading.wait())
+            phases.beside("reading weights", loading.seconds())
+        else:
+            reader: Reader = DummyReader() if load_format == "dummy" else SafetensorsReader(path)
+            assign(model, wants, read_wants(wants, names, reader))
+    with phases("pack"):
+        pack(model, device.torch_device)
+        answer = fuse(model, comm.size)
     one_call = isinstance(answer, Yes)
     model.step_choice = f"{'one native call' if one_call else 'by operation'}: {answer.why}"
     return model.eval()
+
+
+class _Place(SingleComm):
+    """A rank among others, for an outline of a model that is never computed."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+
+def _names(architecture: Any, spec: ModelSpec) -> Names:
+    return architecture.NAMES.tie() if spec.tied else architecture.NAMES
 
 
 def _architecture(hf: HfConfig) -> Any:

@@ -5,83 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from headrace.errors import CheckpointError
-from headrace.quant import Declares, Split
+from headrace.quant import Declares
+from headrace.weights.checkpoint import check_fit
 from headrace.weights.names import Names
 from headrace.weights.reader import Reader
-
-# How many names an error lists before it says how many more there are.
-_NAMED = 5
+from headrace.weights.want import Want, check_coverage
 
 
-def load(model: nn.Module, names: Names, reader: Reader, device: torch.device) -> None:
-    """Reads, slices and assigns the parameters of a model built on `meta`, then lets it pack them.
+def read_wants(wants: list[Want], names: Names, reader: Reader) -> list[Tensor]:
+    """Reads and slices on the host, one tensor after the other; the plain twin of `Loading`.
 
-    Missing and unused tensors, and wrong shapes, are a CheckpointError that names them.
+    Missing and unused tensors, wrong shapes and dtypes are a CheckpointError that names them.
     """
-    splits = {
-        f"{prefix}.{name}": split
-        for prefix, module in model.named_modules()
-        if isinstance(module, Declares)
-        for name, split in module.splits.items()
+    held = reader.names()
+    if held is not None:
+        check_coverage(wants, names, held)
+    return [_assemble(reader, want) for want in wants]
+
+
+def assign(model: nn.Module, wants: list[Want], values: list[Tensor]) -> None:
+    """Makes values, which lie on the device, the parameters of a model built on `meta`."""
+    state = {
+        parameter: value
+        for want, value in zip(wants, values, strict=True)
+        for parameter in want.parameters
     }
-    sources = {parameter: names.sources(parameter) for parameter in splits}
-    _check_coverage(sources, names, reader)
-    shapes = dict(model.named_parameters())
-    # Parameters of one source and one share are one tensor: a tied head is not read twice.
-    read: dict[tuple[tuple[str, ...], Split], Tensor] = {}
-    state: dict[str, Tensor] = {}
-    for parameter, split in splits.items():
-        key = (sources[parameter], split)
-        if key not in read:
-            value = _assemble(reader, sources[parameter], split, shapes[parameter])
-            read[key] = value.to(device)
-        state[parameter] = read[key]
-    read.clear()
     model.load_state_dict(state, assign=True)
-    state.clear()
+
+
+def pack(model: nn.Module, device: torch.device) -> None:
+    """Lets every module pack its weights, and takes along the buffers that no checkpoint has."""
     model.to(device)
     for module in model.modules():
         if isinstance(module, Declares):
             module.finish()
 
 
-def _assemble(reader: Reader, sources: tuple[str, ...], split: Split, like: nn.Parameter) -> Tensor:
-    """Returns this rank's value of a parameter: its parts of the sources, in the model's dtype."""
-    value = torch.empty(like.shape, dtype=like.dtype)
-    at = 0
-    for source, part in zip(sources, split.parts, strict=True):
-        full = list(like.shape)
-        full[split.dim] = part.full
-        into = value.narrow(split.dim, at, part.size)
-        stop = min(part.stop, part.full)
-        there = max(stop - part.start, 0)
-        if there > 0:
-            read = reader.read(source, tuple(full), split.dim, part.start, stop)
-            into.narrow(split.dim, 0, there).copy_(read)
-        # What lies beyond the checkpoint's tensor is padding.
-        into.narrow(split.dim, there, part.size - there).zero_()
-        at += part.size
+def _assemble(reader: Reader, want: Want) -> Tensor:
+    value = torch.empty(want.shape, dtype=want.dtype)
+    for piece in want.pieces():
+        into = value.narrow(want.split.dim, piece.at, piece.stop - piece.start)
+        read = reader.read(piece.source, piece.full, want.split.dim, piece.start, piece.stop)
+        shape = tuple(read.shape)  # The reader has compared the shape of the whole.
+        where = reader.where(piece.source)
+        check_fit(where, piece.source, (shape, read.dtype), (shape, want.dtype))
+        into.copy_(read)
+    want.zero_padding(value)
     return value
-
-
-def _check_coverage(sources: dict[str, tuple[str, ...]], names: Names, reader: Reader) -> None:
-    """Refuses a checkpoint that lacks a tensor or holds one that nobody reads."""
-    held = reader.names()
-    if held is None:
-        return
-    wanted = {source for group in sources.values() for source in group}
-    missing = sorted(wanted - held)
-    unused = sorted(name for name in held - wanted if not names.is_ignorable(name))
-    problems: list[str] = []
-    if missing:
-        problems.append(f"{len(missing)} tensors are missing ({_list(missing)})")
-    if unused:
-        problems.append(f"{len(unused)} tensors are not used ({_list(unused)})")
-    if problems:
-        raise CheckpointError("the checkpoint does not fit its config: " + " and ".join(problems))
-
-
-def _list(names: list[str]) -> str:
-    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from pathlib import Path
@@ -13,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headrace.errors import CheckpointError
-
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+from headrace.weights.checkpoint import INDEX, choose_files, find_files
 
 
 class Reader(Protocol):
@@ -32,6 +29,10 @@ class Reader(Protocol):
         """
         ...
 
+    def where(self, name: str) -> str:
+        """Returns where a tensor is kept, for errors."""
+        ...
+
 
 class SafetensorsReader:
     """A folder with one safetensors file, or several and an index."""
@@ -39,7 +40,9 @@ class SafetensorsReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, Any] = {}
-        self._file_of = self._find()
+        files, file_of = find_files(folder)
+        held = {file: set(self._open(file).keys()) for file in files}
+        self._file_of = choose_files(folder, held, file_of)
 
     def names(self) -> set[str]:
         return set(self._file_of)
@@ -57,23 +60,8 @@ class SafetensorsReader:
         except SafetensorError as error:
             raise CheckpointError(f"{self._folder / file}: {name}: {error}") from error
 
-    def _find(self) -> dict[str, str]:
-        """Returns the file of each tensor."""
-        index = self._folder / _INDEX
-        if index.is_file():
-            try:
-                file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{index} cannot be read: {error!r}") from error
-            # The index may promise what a file does not hold: what is there counts.
-            held = {file: set(self._open(file).keys()) for file in set(file_of.values())}
-            return {name: file for name, file in file_of.items() if name in held[file]}
-        # Some folders hold the weights a second time, in another layout under another name.
-        whole = [_WHOLE] if (self._folder / _WHOLE).is_file() else None
-        files = whole or sorted(path.name for path in self._folder.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"{self._folder} holds no *.safetensors file")
-        return {name: file for file in files for name in self._open(file).keys()}  # noqa: SIM118
+    def where(self, name: str) -> str:
+        return str(self._folder / self._file_of[name])
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
@@ -81,14 +69,14 @@ class SafetensorsReader:
             try:
                 self._files[file] = safe_open(path, framework="pt", device="cpu")
             except FileNotFoundError:
-                raise CheckpointError(f"{path} is missing, and {_INDEX} names it") from None
+                raise CheckpointError(f"{path} is missing, and {INDEX} names it") from None
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{path} cannot be read: {error}") from error
         return self._files[file]
 
 
 class DummyReader:
-    """Random weights that depend on nothing but a tensor's name and shape."""
+    """Random weights that depend on nothing but a tensor's name and shape, made on the host."""
 
     # Odd, so that rows of the usual widths do not repeat each other.
     _TILE = (1 << 20) + 7
@@ -100,6 +88,9 @@ class DummyReader:
 
     def names(self) -> None:
         return None
+
+    def where(self, name: str) -> str:
+        return name
 
     def read(self, name: str, shape: tuple[int, ...], dim: int, start: int, stop: int) -> Tensor:
         if len(shape) == 1 and name.endswith("weight"):
