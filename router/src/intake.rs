@@ -26,12 +26,16 @@ pub(crate) struct Intake {
     manner: Manner,
 }
 
-/// Text to be continued.
+/// What is to be continued.
 #[derive(Debug, Clone)]
-pub(crate) struct Prompt {
-    pub(crate) text: String,
-    /// Whether the tokenizer adds its own special tokens; a chat template has put them already.
-    pub(crate) add_special_tokens: bool,
+pub(crate) enum Prompt {
+    Text {
+        text: String,
+        /// Whether the tokenizer adds its own special tokens; a chat template has put them already.
+        add_special_tokens: bool,
+    },
+    /// Taken as they are.
+    Ids(Vec<u32>),
 }
 
 // === impl Intake ===
@@ -65,7 +69,7 @@ impl Intake {
         prompts: Vec<Prompt>,
         copies: usize,
     ) -> Result<Vec<Respond>, ApiError> {
-        if prompts.iter().any(|prompt| prompt.text.is_empty()) {
+        if prompts.iter().any(Prompt::is_empty) {
             return Err(Invalid::Empty {
                 field: self.checked.names.prompt,
             }
@@ -73,12 +77,10 @@ impl Intake {
         }
         self.checked.check_truncate(&self.ready)?;
         let text = Arc::clone(&self.ready.text);
-        let encodings = prompts
-            .into_iter()
-            .map(|prompt| encode(&text, prompt.text, prompt.add_special_tokens));
+        let encodings = prompts.into_iter().map(|prompt| prompt.into_ids(&text));
         let mut requests = Vec::new();
-        for encoding in try_join_all(encodings).await? {
-            let ids = self.checked.kept(&encoding.ids);
+        for ids in try_join_all(encodings).await? {
+            let ids = self.checked.kept(&ids);
             // A seed that was given is each prompt's own; one that was not differs everywhere.
             let first = if self.checked.seeded {
                 0
@@ -121,6 +123,27 @@ impl Intake {
         };
         let text = Arc::clone(&self.ready.text);
         Ok(Respond::new(source, request, rules, text, meter))
+    }
+}
+
+// === impl Prompt ===
+
+impl Prompt {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Text { text, .. } => text.is_empty(),
+            Self::Ids(ids) => ids.is_empty(),
+        }
+    }
+
+    async fn into_ids(self, tokenizing: &Text) -> Result<Vec<u32>, ApiError> {
+        match self {
+            Self::Text {
+                text,
+                add_special_tokens,
+            } => Ok(encode(tokenizing, text, add_special_tokens).await?.ids),
+            Self::Ids(ids) => Ok(ids),
+        }
     }
 }
 

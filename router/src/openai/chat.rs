@@ -59,7 +59,7 @@ pub(crate) async fn chat(
     let options = body.stream_options.take().unwrap_or_default();
     let text = render(&intake.ready.text, body)?;
     let characters = text.chars().count();
-    let prompt = Prompt {
+    let prompt = Prompt::Text {
         text,
         add_special_tokens: false,
     };

@@ -12,10 +12,10 @@ use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
 use crate::app::{App, Text};
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::intake::{Intake, Prompt};
+use crate::intake::Intake;
 use crate::openai::shared::{Head, failure, joined, sequences};
 use crate::openai::wire::{
-    Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, TextOrTexts, Usage,
+    Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage,
 };
 use crate::respond::{Finish, Manner, Piece, Respond};
 use crate::sse::{self, Frames, event};
@@ -58,21 +58,14 @@ pub(crate) async fn completions(
         },
         ..body.ask()
     };
-    let prompts = match body.prompt {
-        TextOrTexts::One(prompt) => vec![prompt],
-        TextOrTexts::Several(prompts) => prompts,
-    };
+    let characters = body.prompt.characters();
+    let prompts = body.prompt.into_prompts();
     let total = sequences(&app, prompts.len(), body.n)?;
     let copies = body.n.unwrap_or(1);
-    let characters = prompts.iter().map(|prompt| prompt.chars().count()).sum();
     let head = Head::new(&app, "cmpl", body.model.as_deref());
     let logprobs = body.logprobs.is_some();
     let intake = Intake::open(&app, Manner::Completion, total, ask)?;
-    let prompts = prompts.into_iter().map(|text| Prompt {
-        text,
-        add_special_tokens: true,
-    });
-    let responds = intake.submit(prompts.collect(), copies).await?;
+    let responds = intake.submit(prompts, copies).await?;
     if body.stream.unwrap_or(false) {
         let headers = compute_headers(&app, characters);
         return Ok((headers, streamed(head, responds, logprobs)).into_response());

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::intake::Prompt;
 use crate::validate::Ask;
 
 /// Writes out the fields that both routes share, because `flatten` would lose the name of a field
@@ -126,8 +127,8 @@ request! {
 request! {
     /// Body of `/v1/completions`.
     CompletionRequest {
-        /// Text to be continued, or several texts.
-        prompt: TextOrTexts,
+        /// Text to be continued, or its token ids, which are taken as they are; several of one kind.
+        prompt: PromptOrPrompts,
         /// Any name: what is not known means the model that is served.
         model: Option<String>,
         /// New tokens at most; absent, as many as fit.
@@ -151,6 +152,20 @@ request! {
 pub(crate) enum TextOrTexts {
     One(String),
     Several(Vec<String>),
+}
+
+/// What is to be continued.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a string, an array of strings, an array of token ids, or an array of \
+                 such arrays"
+)]
+pub(crate) enum PromptOrPrompts {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    SeveralIds(Vec<Vec<u32>>),
 }
 
 /// A seed. OpenAI's may be negative.
@@ -388,6 +403,32 @@ impl TextOrTexts {
         match self {
             Self::One(text) => vec![text],
             Self::Several(texts) => texts,
+        }
+    }
+}
+
+// === impl PromptOrPrompts ===
+
+impl PromptOrPrompts {
+    /// Of all texts together.
+    pub(crate) fn characters(&self) -> usize {
+        match self {
+            Self::Text(text) => text.chars().count(),
+            Self::Texts(texts) => texts.iter().map(|text| text.chars().count()).sum(),
+            Self::Ids(_) | Self::SeveralIds(_) => 0,
+        }
+    }
+
+    pub(crate) fn into_prompts(self) -> Vec<Prompt> {
+        let text = |text| Prompt::Text {
+            text,
+            add_special_tokens: true,
+        };
+        match self {
+            Self::Text(one) => vec![text(one)],
+            Self::Texts(texts) => texts.into_iter().map(text).collect(),
+            Self::Ids(ids) => vec![Prompt::Ids(ids)],
+            Self::SeveralIds(several) => several.into_iter().map(Prompt::Ids).collect(),
         }
     }
 }

@@ -204,3 +204,23 @@ async fn prompts_share_a_seed_only_when_it_was_given() {
         assert_eq!(seeds[0] == seeds[1], equal);
     }
 }
+
+#[tokio::test]
+async fn token_ids_are_a_prompt_as_they_are() {
+    let one = request("/v1/completions", json!({"prompt": [5, 6, 5]})).await;
+    assert_eq!(one.prompt(), [5, 6, 5].map(TokenId));
+    let stack = Stack::new();
+    for _ in 0..2 {
+        stack.script.push(drawn(&[END], FinishReason::EndOfText));
+    }
+    let body = json!({"prompt": [[7], [8, 9]]});
+    assert_eq!(stack.post("/v1/completions", &body).await.status, 200);
+    let prompts: Vec<_> = stack
+        .script
+        .log()
+        .requests
+        .iter()
+        .map(|r| r.prompt().to_vec())
+        .collect();
+    assert_eq!(prompts, [vec![TokenId(7)], vec![TokenId(8), TokenId(9)]]);
+}

@@ -99,7 +99,7 @@ async fn whole(
         .clamp(1, app.serve.requests.max_best_of.max(1));
     let intake = Intake::open(app, Manner::Tgi, sequences, parameters.into_ask())?;
     let best_of = intake.checked.best_of;
-    let prompt = Prompt {
+    let prompt = Prompt::Text {
         text: inputs,
         add_special_tokens: true,
     };
@@ -144,7 +144,7 @@ async fn streamed(
     let frames = StreamFrames::new(parameters.wants_details(), prefix);
     let characters = inputs.chars().count();
     let intake = Intake::open(app, Manner::Tgi, 1, parameters.into_ask())?;
-    let prompt = Prompt {
+    let prompt = Prompt::Text {
         text: inputs,
         add_special_tokens: true,
     };
