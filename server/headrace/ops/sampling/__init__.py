@@ -20,6 +20,7 @@ from headrace.ops.sampling.base import (
 )
 from headrace.ops.sampling.batched import BatchedSampling, Search
 from headrace.ops.sampling.reference import ReferenceSampling
+from headrace.ops.triton import gpu, why_not
 
 __all__ = [
     "IN_PROMPT",
@@ -40,8 +41,14 @@ def select(device: Device, reference: bool = False) -> SamplingBackend:
     if reference:
         return ReferenceSampling()
     # NumPy's searches are vectorised, PyTorch's on the CPU are not: a tenth of the time.
-    host = Search(_host_argmax, _host_at_least)
-    return BatchedSampling(host if device.kind == "cpu" else Search(_argmax, _at_least))
+    if device.kind == "cpu":
+        return BatchedSampling(Search(_host_argmax, _host_at_least))
+    anywhere = BatchedSampling(Search(_argmax, _at_least))
+    if why_not(device) is not None:
+        return anywhere
+    from headrace.ops.sampling.triton import TritonSampling
+
+    return TritonSampling(gpu(device), anywhere)
 
 
 def _host_argmax(x_RV: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""One pass over logits in Triton, and the best token of a row from what it leaves.
+
+A row is cut into pieces of one size, whatever the batch: each leaves its maximum, how much its
+tokens weigh beside that one, and where it is. So a row's result is the same bits in any company.
+"""
+
+# S rows · V vocabulary · C pieces of a row · X chunks of a row (their maxima bound what is best)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# Tokens of a piece, and of a chunk whose maximum is kept.
+PIECE = 4096
+CHUNK = 32
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+# 1 / temperature is at most this: a difference of zero stays zero beside it.
+INVERSE_MAX = tl.constexpr(1e30)
+
+
+@triton.jit
+def inverse_of(temperature):
+    """1 / temperature; 1 where the best token is taken."""
+    warm = tl.where(temperature > 0, temperature, 1.0)
+    return tl.minimum(1.0 / warm, INVERSE_MAX)
+
+
+@triton.jit
+def scan_kernel(
+    logits_SV,
+    row_stride,
+    vocab,
+    row_R,  # the row of each program; unused unless CHOSEN
+    temperature_S,  # unused unless TEMPERED
+    best_SC,  # float32: the piece's maximum
+    mass_SC,  # float32: Σ exp((x - maximum) / temperature); 0 of a piece of -inf, NaN of a bad one
+    where_SC,  # int32: the first token with the maximum
+    maxima_SX,  # float32: the chunks' maxima; unused unless MAXIMA
+    pieces,
+    GROUP: tl.constexpr,  # pieces of a program
+    PIECE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    MAXIMA: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if CHOSEN:
+        row = tl.load(row_R + row).to(tl.int64)
+    scale = LOG2_E
+    if TEMPERED:
+        scale = inverse_of(tl.load(temperature_S + row)) * LOG2_E
+    chunk = tl.arange(0, PIECE // CHUNK)
+    inside = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    first = tl.program_id(0) * GROUP
+    logits_V = logits_SV + row * row_stride
+    token = first * PIECE + inside
+    following = tl.load(logits_V + token, mask=token < vocab, other=-float("inf"))
+    for index in tl.static_range(GROUP):  # pyright: ignore[reportGeneralTypeIssues]
+        x = following.to(tl.float32)
+        if index + 1 < GROUP:
+            # The next piece is under way while this one is worked on.
+            ahead = token + PIECE
+            following = tl.load(logits_V + ahead, mask=ahead < vocab, other=-float("inf"))
+        maxima = tl.max(x, axis=1)
+        best = tl.max(maxima, axis=0)
+        # A piece without a possible token weighs nothing, rather than NaN.
+        beside = tl.where(best == -float("inf"), 0.0, best)
+        mass = tl.sum(tl.sum(tl.exp2((x - beside) * scale), axis=1), axis=0)
+        where = tl.min(tl.min(tl.where(x == best, token, vocab), axis=1), axis=0)
+        piece = first + index
+        if piece < pieces:
+            at = row * pieces + piece
+            tl.store(best_SC + at, best)
+            tl.store(mass_SC + at, mass)
+            tl.store(where_SC + at, where)
+            if MAXIMA:
+                tl.store(maxima_SX + at * (PIECE // CHUNK) + chunk, maxima)
+        token += PIECE
+
+
+@triton.jit
+def pieces_of(best_SC, mass_SC, row, pieces, inverse, PIECES: tl.constexpr):
+    """A row's pieces brought together.
+
+    Returns: their maxima; what each weighs beside the row's best token, float64; the row's
+    maximum; the row's mass; whether the row is bad.
+    """
+    piece = tl.arange(0, PIECES)
+    at = row * pieces + piece
+    maxima = tl.load(best_SC + at, mask=piece < pieces, other=-float("inf"))
+    masses = tl.load(mass_SC + at, mask=piece < pieces, other=0.0)
+    best = tl.max(maxima, axis=0)
+    beside = tl.where(best == -float("inf"), 0.0, best)
+    masses = masses.to(tl.float64) * tl.exp((maxima - beside) * inverse).to(tl.float64)
+    mass = tl.sum(masses, axis=0)
+    # The best token alone weighs 1. NaN compares false; so does what +inf leaves, which is NaN.
+    return maxima, masses, best, mass, (mass >= 0.5) == 0  # pyright: ignore[reportOperatorIssue]
+
+
+@triton.jit(do_not_specialize_on_alignment=["token_S", "logprob_S", "bad_S"])
+def best_kernel(
+    best_SC,
+    mass_SC,
+    where_SC,
+    row_R,  # unused unless CHOSEN
+    slot_S,  # int64; unused unless ACCEPT
+    last_token_Z,  # int64
+    token_S,
+    logprob_S,
+    bad_S,
+    frame_SF,  # float64: what log-probabilities are told from; unused unless FRAME
+    vocab,
+    pieces,
+    PIECES: tl.constexpr,  # the power of two at or above `pieces`
+    CHOSEN: tl.constexpr,
+    ACCEPT: tl.constexpr,
+    FRAME: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The best token of a row, the first of equals."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if CHOSEN:
+        row = tl.load(row_R + row).to(tl.int64)
+    maxima, _, best, mass, bad = pieces_of(best_SC, mass_SC, row, pieces, 1.0, PIECES)
+    piece = tl.arange(0, PIECES)
+    where = tl.load(where_SC + row * pieces + piece, mask=piece < pieces, other=vocab)
+    token = tl.min(tl.where(maxima == best, where, vocab), axis=0)
+    token = tl.minimum(token, vocab - 1).to(tl.int64)  # A row of NaN has no best token.
+    log_mass = tl.log(mass)
+    tl.store(token_S + row, token)
+    tl.store(logprob_S + row, tl.where(bad, 0.0, 0.0 - log_mass).to(tl.float32))
+    tl.store(bad_S + row, bad)
+    if ACCEPT:
+        tl.store(last_token_Z + tl.load(slot_S + row), token)
+    if FRAME:
+        store_frame(frame_SF, row, best, 1.0, log_mass)
+
+
+@triton.jit
+def store_frame(frame_SF, row, best, inverse, log_mass):
+    """log p(x) = (x - best) · inverse - log_mass."""
+    tl.store(frame_SF + row * 3, best.to(tl.float64))
+    tl.store(frame_SF + row * 3 + 1, inverse)
+    tl.store(frame_SF + row * 3 + 2, log_mass)
