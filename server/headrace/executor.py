@@ -196,10 +196,14 @@ class Runner:
 
     def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
         """The second launch."""
-        if step.bucket and self._graphs is not None and self._graphs.samples:
-            if not self.slots.features(step.slot_R, step.position_R).any():
-                return self._graphs.greedy(step)
+        graphs = self._graphs if step.bucket else None
+        if graphs is not None and graphs.samples and not self._features(step):
+            return graphs.greedy(step)
         return self._sampler.launch(step, logits_LV)
+
+    def _features(self, step: Step) -> bool:
+        """Whether some row takes more than its best token."""
+        return bool(self.slots.features(step.slot_R, step.position_R).any())
 
     def result(self, step: Step, outputs: Outputs, device_time_us: int) -> Result:
         """Waits for a step's end."""

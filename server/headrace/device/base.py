@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.memory import Room
-
 from headrace.device.weights import WeightStager
+from headrace.memory import Room
 
 
 class Download(Protocol):
@@ -101,7 +100,7 @@ class Device(Protocol):
         ...
 
     def trim(self) -> None:
-        """Gives back what is kept for reuse but not used, and the memory of graphs that are gone."""
+        """Gives back what is kept for reuse but not used, graphs that are gone included."""
         ...
 
     def kv_budget(self, fraction: float, bytes_max: int, ranks: int) -> int:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
-from headrace.memory import Room
 from headrace.device.weights import HostStager, WeightStager
+from headrace.memory import Room
 
 # The KV pool of a CPU server when nobody says otherwise: the smaller of this share of the free
 # memory and this many bytes (R9).

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
-from headrace.memory import Room
 from headrace.device.cuda_weights import PinnedStager
 from headrace.device.weights import WeightStager
+from headrace.memory import Room
 
 # Left free beside the pool: kernels that libraries load at their first call, communication buffers,
 # and what an allocator cannot use of its segments.

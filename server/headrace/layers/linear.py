@@ -34,6 +34,11 @@ class ColumnLinear(Linear):
     def __init__(self, build: Build, width: int, outputs: tuple[Part, ...], bias: bool) -> None:
         super().__init__(build, LinearShape(outputs, Part.whole(width), bias))
 
+    def gated(self, x_TX: Tensor) -> Tensor | None:
+        """Returns silu of the first half of this rank's outputs, times the second half; None where
+        that is not one operation."""
+        return self.method.apply_gated(x_TX)  # pyright: ignore[reportOptionalMemberAccess]
+
 
 class RowLinear(Linear):
     """Inputs divided over the ranks, outputs summed over them."""

@@ -22,4 +22,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Returns y_TD, new."""
-        return self.down(self._silu_mul(self.gate_up(x_TD)))
+        gated_TF = self.gate_up.gated(x_TD)
+        if gated_TF is None:
+            gated_TF = self._silu_mul(self.gate_up(x_TD))
+        return self.down(gated_TF)

@@ -32,6 +32,11 @@ class LinearMethod(Protocol):
         """Returns y_TY, new, without what other ranks would add to it."""
         ...
 
+    def apply_gated(self, x_TX: Tensor) -> Tensor | None:
+        """Returns silu(gate_TF) · up_TF, new, where apply(x_TX) is [gate_TF, up_TF] side by side;
+        None where product and activation are two operations."""
+        ...
+
     def dequantize(self) -> Tensor:
         """Returns weight_YX such that apply(x) ≈ x @ weight.T (+ bias); the oracle of tests."""
         ...

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from headrace.ops.matmul.base import GatedMatmul
 from headrace.quant.base import LinearShape
 from headrace.quant.parameter import Declares, Split
 
@@ -23,16 +24,21 @@ class PlainMethod:
     def __init__(self, weight_YX: Tensor, bias_Y: Tensor | None, matmul: MatmulBackend) -> None:
         self._inputs = weight_YX.shape[1]
         self._dtype = weight_YX.dtype
+        self._device = weight_YX.device
         self.packed: Any = matmul.pack(weight_YX)
         self.bias_Y = bias_Y
         self._apply = matmul.apply
+        self._gated = matmul if isinstance(matmul, GatedMatmul) and bias_Y is None else None
 
     def apply(self, x_TX: Tensor) -> Tensor:
         return self._apply(x_TX, self.packed, self.bias_Y)
 
+    def apply_gated(self, x_TX: Tensor) -> Tensor | None:
+        return None if self._gated is None else self._gated.apply_gated(x_TX, self.packed)
+
     def dequantize(self) -> Tensor:
         # The packed layout is the backend's secret: the unit matrix brings the weight back.
-        eye = torch.eye(self._inputs, dtype=self._dtype)
+        eye = torch.eye(self._inputs, dtype=self._dtype, device=self._device)
         return self._apply(eye, self.packed, None).T
 
 

@@ -83,7 +83,7 @@ class PagedRunner:
             kv=self.kv,
         )
         ids = [token for _, tokens in rows for token in tokens]
-        return self._model(torch.tensor(ids), step)
+        return self._model(torch.tensor(ids), step).float()
 
     def greedy(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         """Returns the next `tokens` most likely tokens of each prompt, all run as one batch."""

@@ -1,0 +1,311 @@
+#!/usr/bin/env python3
+"""Whole steps of a model on one GPU, through the executor and without a router.
+
+    bench/gpu/step.py --dummy                       Llama-3.1-8B's shape, random weights
+    bench/gpu/step.py --model FOLDER --batches 1 64 --profile 64
+
+Decode: so many sequences of `--context` tokens, two plans in flight as the router keeps them. Wall
+time a step, the device's own time for it, and the difference, which is what the host costs. With
+`--profile`, what the device did in some steps at that batch: idle time between two steps, and a
+table of kernels. Prefill: one prompt, from the plan's arrival to its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.comm import SingleComm
+from headrace.device import open_device
+from headrace.executor import Engine, Executor, GraphInputs, Preparation
+from headrace.models import load_model, read_spec
+from headrace.ops import sampling, select
+from headrace.telemetry import NoTracer
+from headrace.wire import Binding, Plan, RowFlag, Sampling, decode_result, encode_plan
+
+LLAMA_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+BLOCK_TOKENS = 16
+STEP_TOKENS = 8192
+RESULT_S = 120.0
+NO_INTS = np.zeros(0, np.int32)
+
+
+class Server:
+    """An executor, driven as the router drives it."""
+
+    def __init__(self, folder: Path, load_format: str, rows: int, slots: int) -> None:
+        self._results: queue.Queue[bytes | str] = queue.Queue()
+        self._executor = Executor(
+            lambda: load(folder, load_format),
+            NoTracer(),
+            self._results.put,
+            self._results.put,
+        )
+        begin = time.perf_counter()
+        engine = self._executor.start().result()
+        loaded = time.perf_counter()
+        self.vocab_size = engine.vocab_size
+        wanted = Preparation(
+            first_step=0,
+            block_tokens=BLOCK_TOKENS,
+            slots_max=slots,
+            state_slots_max=1,
+            step_tokens_max=STEP_TOKENS,
+            step_rows_max=rows,
+        )
+        prepared = self._executor.prepare(wanted).result()
+        done = time.perf_counter()
+        print(f"loaded in {loaded - begin:.1f} s, prepared in {done - loaded:.1f} s", flush=True)
+        self.memory = dict(prepared.memory)
+        self._step = 0
+        self._rng = np.random.default_rng(0)
+
+    def submit(self, **columns: Any) -> None:
+        """Sends a plan of these columns, numbered."""
+        ints = [name for name in Plan.__dataclass_fields__ if name not in columns]
+        values: dict[str, Any] = dict.fromkeys(ints, NO_INTS)
+        values |= {"data": b"", "trace_context": b""} | columns
+        values["bindings"] = columns.get("bindings", [])
+        values["step"] = self._step
+        self._executor.submit(encode_plan(Plan(**values)))
+        self._step += 1
+
+    def result(self) -> Any:
+        """Waits for the next result."""
+        got = self._results.get(timeout=RESULT_S)
+        if isinstance(got, str):
+            raise SystemExit(f"a step failed: {got}")
+        return decode_result(got)
+
+    def prefill(self, slots: list[int], tokens: int, room: int, first_block: int) -> None:
+        """Binds slots and computes prompts of random tokens, as many rows a step as fit."""
+        blocks = -(-(tokens + room) // BLOCK_TOKENS)
+        rows_max = max(1, STEP_TOKENS // tokens)
+        for at in range(0, len(slots), rows_max):
+            group = slots[at : at + rows_max]
+            start = 0
+            while start < tokens:
+                length = min(tokens - start, STEP_TOKENS // len(group))
+                flags = int(RowFlag.SAMPLE) if start + length == tokens else 0
+                first = first_block + at * blocks
+                columns: dict[str, Any] = {}
+                if start == 0:
+                    columns = {
+                        "bindings": [Binding(s, 0, Sampling(), NO_INTS, tokens, 0) for s in group],
+                        "append_slot": i32(group),
+                        "append_at": np.zeros(len(group), np.int32),
+                        "append_len": np.full(len(group), blocks, np.int32),
+                        "append_block": np.arange(
+                            first, first + len(group) * blocks, dtype=np.int32
+                        ),
+                    }
+                self.submit(
+                    **columns,
+                    row_slot_S=i32(group),
+                    row_start_S=np.full(len(group), start, np.int32),
+                    row_len_S=np.full(len(group), length, np.int32),
+                    row_flags_S=np.full(len(group), flags, np.int32),
+                    token_id=self._rng.integers(
+                        100, self.vocab_size - 1, len(group) * length, dtype=np.int32
+                    ),
+                )
+                self.result()
+                start += length
+
+    def decode(self, slots: list[int], start: int, steps: int) -> tuple[float, float]:
+        """Decodes with two plans in flight.
+
+        Returns: milliseconds a step by the clock, and by the device.
+        """
+        slot_S = i32(slots)
+        flag_S = np.full(len(slots), int(RowFlag.SAMPLE | RowFlag.FROM_SLOT), np.int32)
+        one_S = np.ones(len(slots), np.int32)
+
+        def submit(k: int) -> None:
+            self.submit(
+                row_slot_S=slot_S,
+                row_start_S=np.full(len(slots), start + k, np.int32),
+                row_len_S=one_S,
+                row_flags_S=flag_S,
+            )
+
+        submit(0)
+        submit(1)
+        device: list[int] = []
+        ends: list[float] = []
+        for k in range(2, steps + 2):
+            device.append(self.result().device_time_us)
+            ends.append(time.perf_counter())
+            if k < steps:
+                submit(k)
+        skip = min(4, steps // 2)
+        wall = (ends[-1] - ends[skip - 1]) / (steps - skip)
+        return 1e3 * wall, float(np.mean(device[skip:])) / 1e3
+
+    def release(self, slots: list[int]) -> None:
+        """Frees slots."""
+        self.submit(release_slot=i32(slots))
+        self.result()
+
+    def stop(self) -> None:
+        self._executor.stop()
+
+
+def i32(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+@torch.inference_mode()
+def load(folder: Path, load_format: str) -> Engine:
+    """One rank's engine, on the GPU."""
+    device = open_device("cuda")
+    device.start()
+    spec = read_spec(folder)
+    dtype = device.default_dtype(spec.checkpoint_dtype).dtype
+    ops = select(spec.op_spec(dtype, 1), device)
+    print(ops.table(), flush=True)
+    comm = SingleComm()
+    model = load_model(
+        folder, device=device, dtype=dtype, comm=comm, ops=ops, load_format=load_format
+    )
+    return Engine(
+        device=device,
+        comm=comm,
+        model=model,
+        attention=ops.paged_attention,
+        sampling=sampling.select(device),
+        architecture=spec.architecture,
+        vocab_size=spec.vocab_size,
+        context_tokens_max=spec.context_tokens_max,
+        layers=spec.layers,
+        kv_heads=spec.local(1).kv_heads,
+        head_dim=spec.head_dim,
+        dtype=dtype,
+        weight_bytes=model.weight_bytes,
+        kv_bytes_max=0,
+        logits_dtype=dtype,
+        graph_inputs=GraphInputs(ops.decode_inputs, model.rotary.tabulate(spec.context_tokens_max)),
+    )
+
+
+def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[str, Any]:
+    """What the device did in some decode steps."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as recorded:
+        server.decode(slots, start, steps)
+        torch.cuda.synchronize()
+    events = sorted(
+        (e.time_range.start, e.time_range.end, e.name)
+        for e in recorded.events()
+        if e.device_type == torch.autograd.DeviceType.CUDA
+    )
+    kernels: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    gaps: list[float] = []
+    idle = 0.0
+    busy_until = events[0][0]
+    for i, (begin, end, name) in enumerate(events):
+        kernels[name] += end - begin
+        counts[name] += 1
+        idle += max(0.0, begin - busy_until)
+        if "HtoD" in name and 0 < i < len(events) - 1:
+            gaps.append(events[i + 1][0] - max(e[1] for e in events[max(0, i - 3) : i]))
+        busy_until = max(busy_until, end)
+    return {
+        "gap_us_median": float(np.median(gaps)),
+        "gap_us_max": max(gaps),
+        "idle_us_step": idle / steps,
+        "kernels": [
+            (name[:70], counts[name] / steps, micros / steps)
+            for name, micros in kernels.most_common(16)
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, help="a checkpoint's folder")
+    source.add_argument("--dummy", action="store_true", help="Llama-3.1-8B's shape, no files")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 64, 128, 256])
+    parser.add_argument("--prefills", type=int, nargs="*", default=[512, 2048, 8192])
+    parser.add_argument("--context", type=int, default=512, help="tokens before the first step")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--profile", type=int, nargs="*", default=[], help="batches to look into")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.model or Path(made)
+        if options.dummy:
+            (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+        largest = max([*options.batches, *options.profile, 1])
+        server = Server(folder, "dummy" if options.dummy else "auto", largest, largest + 8)
+    rows: list[dict[str, Any]] = []
+    room = 2 * options.steps + 64
+    for tokens in options.prefills:
+        times = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            chunks_begin = begin
+            server.prefill([0], tokens, room, 1)
+            times.append(1e3 * (time.perf_counter() - chunks_begin))
+            server.release([0])
+        rows.append({"what": "prefill", "isl": tokens, "ttft_ms": round(min(times[1:]), 2)})
+        print(rows[-1], flush=True)
+    for batch in sorted({*options.batches, *options.profile}):
+        slots = list(range(batch))
+        server.prefill(slots, options.context, room, 1)
+        wall, device = server.decode(slots, options.context, options.steps)
+        row: dict[str, Any] = {
+            "what": "decode", "batch": batch, "step_ms": round(wall, 3),
+            "device_ms": round(device, 3), "host_us": round(1e3 * (wall - device), 1),
+        }  # fmt: skip
+        print(row, flush=True)
+        if batch in options.profile:
+            found = profile(server, slots, options.context + options.steps, 16)
+            row |= found
+            for key in ("gap_us_median", "gap_us_max", "idle_us_step"):
+                print(f"  {key} {found[key]:.1f}")
+            for name, count, micros in found["kernels"]:
+                print(f"  {micros:9.1f} us  {count:6.1f}  {name}")
+            sys.stdout.flush()
+        rows.append(row)
+        server.release(slots)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()
