@@ -13,6 +13,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SLEEP_NS = 400_000
 
+SLEEP: tl.constexpr = tl.constexpr("""{
+    .reg .u64 begin, now;
+    .reg .pred again;
+    mov.u64 begin, %globaltimer;
+sleep:
+    nanosleep.u32 10000;
+    mov.u64 now, %globaltimer;
+    sub.u64 now, now, begin;
+    setp.lt.u64 again, now, $2;
+    @again bra sleep;
+    mov.u32 $0, $1;
+}""")
+
 
 @triton.jit
 def _late_copy_kernel(
@@ -25,9 +38,9 @@ def _late_copy_kernel(
     zero = i * 0
     # Every element of the tile is 0 once the thread that holds it has slept.
     zero = tl.inline_asm_elementwise(
-        "nanosleep.u32 $2; mov.u32 $0, $1;",
-        "=r,r,r",
-        [zero, zero + SLEEP_NS],
+        SLEEP,
+        "=r,r,l",
+        [zero, (zero + SLEEP_NS).to(tl.int64)],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

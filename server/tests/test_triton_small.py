@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from headrace.ops.silu_mul import reference as silu_mul_reference
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import INTERPRETED, Gpu
 
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One unit in the last place where the reference rounds as we do (2^-7, 2^-10); float32 in another
@@ -238,6 +242,21 @@ def test_decode_inputs(rows: int, dim: int) -> None:
     check_decode_inputs(rows, dim)
 
 
+def test_on_a_cpu_triton_is_not_even_imported() -> None:
+    code = """
+import sys, torch
+from headrace.device.cpu import CpuDevice
+from headrace.ops import OpSpec, select
+table = select(OpSpec(2, 1, 8, torch.float32, 1e-5), CpuDevice(threads=1))
+assert "not triton: runs on CUDA devices" in table.table(), table.table()
+assert "triton" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @gpu
 @pytest.mark.parametrize("rows", [1, 64, 512])
 def test_decode_inputs_at_real_sizes(rows: int) -> None:
@@ -253,14 +272,24 @@ def hopper() -> Gpu:
     return gpu
 
 
-def behind_a_late_write(inputs: list[Tensor], run: Callable[[list[Tensor]], list[Tensor]]) -> None:
+def behind_a_late_write(
+    inputs: list[Tensor],
+    run: Callable[[list[Tensor]], list[Tensor]],
+    poisoned: list[Tensor] | None = None,
+) -> None:
     """Compares what `run` makes of inputs there already and of inputs that come late.
 
     The second time in a graph too, where a copy and a fill come before the late kernel.
+
+    Args:
+        run: launches one kernel before anything else, so that it is the late one's successor.
+        poisoned: what `run` writes to and does not allocate.
     """
     expected = [t.clone() for t in run([t.clone() for t in inputs])]
     for late in range(len(inputs)):
         given = [t.clone() for t in inputs]
+        for tensor in poisoned or []:
+            tensor.fill_(torch.nan)
         # Zeros are not what was asked for, and never an index out of range.
         given[late].zero_()
         late_copy(inputs[late], given[late])
@@ -272,6 +301,8 @@ def behind_a_late_write(inputs: list[Tensor], run: Callable[[list[Tensor]], list
     with torch.cuda.graph(graph):
         for source, target in zip(inputs[1:], given[1:], strict=True):
             target.copy_(source)
+        for tensor in poisoned or []:
+            tensor.fill_(torch.nan)
         given[0].zero_()
         late_copy(inputs[0], given[0])
         results = run(given)
@@ -292,6 +323,7 @@ def test_a_kernel_that_does_not_wait_reads_too_early(hopper: Gpu) -> None:
     torch.cuda.synchronize()
     late_copy(source, target)
     assert not hasty_copy(target).any()
+    torch.cuda.synchronize()
     assert target.all()
 
 
@@ -319,15 +351,15 @@ def test_rotations_wait_for_what_they_read(hopper: Gpu) -> None:
     weight = random(128, dtype=torch.bfloat16, seed=1)
     norm = QkNorm(weight, weight, 1e-5)
 
+    caches = torch.zeros((2, 2, 16, 8, 128), dtype=torch.bfloat16, device=DEVICE)
+
     def run(given: list[Tensor]) -> list[Tensor]:
-        caches = torch.zeros((2, 2, 16, 8, 128), dtype=torch.bfloat16, device=DEVICE)
-        late_copy(given[0], given[0])  # between the fill of the caches and the write to them
         q_THE = TritonRope(hopper).rope_and_kv_write(
             given[0], given[1], caches[0], caches[1], given[2], layout, norm
         )
-        return [q_THE, caches]
+        return [q_THE, caches.flatten(1, 2)[:, cells]]
 
-    behind_a_late_write([qkv, cos_sin, cells], run)
+    behind_a_late_write([qkv, cos_sin, cells], run, poisoned=[caches])
 
 
 @gpu

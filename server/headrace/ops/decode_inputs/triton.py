@@ -15,7 +15,11 @@ from headrace.ops.decode_inputs.base import DecodeInputs
 from headrace.ops.triton import Gpu
 
 
-@triton.jit
+# Slices of what a step uploads may begin anywhere: their alignment must not make a new kernel.
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["slot_S", "start_S", "last_token_Z", "table_ZW"],
+)
 def decode_inputs_kernel(
     slot_S,
     start_S,

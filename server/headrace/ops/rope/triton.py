@@ -46,7 +46,8 @@ def load_rotated(x, at, inside, cos_sin_E, weight_E, eps, i, DIM: tl.constexpr, 
     return low * cos - high * sin, high * cos + low * sin
 
 
-@triton.jit
+# A slice of what a step uploads may begin anywhere: its alignment must not make a new kernel.
+@triton.jit(do_not_specialize_on_alignment=["cells_T"])
 def rope_and_kv_write_kernel(
     qkv_TC,  # queries and keys are overwritten
     cos_sin_TE,
