@@ -166,6 +166,9 @@ def prepare_process(serve: Serve) -> None:
         _keep_freed_memory()
     os.environ.setdefault("GOMP_SPINCOUNT", str(OMP_SPIN_COUNT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # Compiled kernels are found again by the next start; an image that brings some sets its own.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(cache) / "headrace" / "triton"))
     host = serve.shards[0].rendezvous.rpartition(":")[0]
     if host in ("127.0.0.1", "localhost"):
         # A host name that does not resolve would otherwise end gloo's start.
