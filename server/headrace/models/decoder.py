@@ -31,11 +31,12 @@ class Block(nn.Module):
         self.mlp = GatedMlp(build, spec.width, spec.mlp_width, spec.mlp_bias)
 
     def forward(
-        self, x_TD: Tensor, residual_TD: Tensor, cos_sin_TE: Tensor, step: StepContext
+        self, x_TD: Tensor, residual_TD: Tensor | None, cos_sin_TE: Tensor, step: StepContext
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             x_TD: what the layer before adds to the residual stream.
+            residual_TD: the stream; None in the first layer, where `x_TD` begins it.
 
         Returns: what this layer adds to the residual stream, and the stream until then.
         """
@@ -94,11 +95,12 @@ class Decoder(nn.Module):
         if cos_sin_TE is None:
             cos_sin_TE = self.rotary(step.positions_T)
         x_TD = self.embed(tokens_T)
-        residual_TD = torch.zeros_like(x_TD)
+        residual_TD = None
         for block in self.blocks:
             x_TD, residual_TD = block(x_TD, residual_TD, cos_sin_TE, step)
         if step.sampled_S is not None:
             x_TD = x_TD.index_select(0, step.sampled_S)
-            residual_TD = residual_TD.index_select(0, step.sampled_S)
+            if residual_TD is not None:
+                residual_TD = residual_TD.index_select(0, step.sampled_S)
         normed_SD, _ = self.norm(x_TD, residual_TD)
         return self.head(normed_SD)
