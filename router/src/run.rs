@@ -209,6 +209,8 @@ pub fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
         running_max: engine.running_max,
         step_tokens_max: engine.step_tokens_max,
         prefill_tokens_max: engine.prefill_tokens_max,
+        itl_target: (engine.itl_target_ms > 0)
+            .then(|| Duration::from_millis(engine.itl_target_ms.into())),
         depth: engine.pipeline_depth,
         prefix_caching: engine.prefix_caching,
         // Permits bound the sequences, so that the queue is never what refuses one.

@@ -80,6 +80,7 @@ class Engine:
     running_max: int
     step_tokens_max: int
     prefill_tokens_max: int
+    itl_target_ms: int
     pipeline_depth: int
     prefix_caching: bool
     record: Path | None

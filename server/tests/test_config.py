@@ -56,6 +56,7 @@ def example() -> dict[str, Any]:
             "running_max": 128,
             "step_tokens_max": 2048,
             "prefill_tokens_max": 2048,
+            "itl_target_ms": 50,
             "pipeline_depth": 2,
             "prefix_caching": True,
             "record": "/tmp/run.plans",

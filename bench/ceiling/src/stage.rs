@@ -183,6 +183,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             running_max: load.streams,
             step_tokens_max: 16_384,
             prefill_tokens_max: 8192,
+            itl_target_ms: 0,
             pipeline_depth: 2,
             prefix_caching: true,
             record: None,

@@ -1,6 +1,6 @@
 //! What was typed: every flag with its environment twin and its help text. Names and meanings
 //! are TGI's, so that its command lines and environments work unchanged; what is ours alone has an
-//! environment name that starts with `HEADRACE_`. Nothing is decided here.
+//! environment name that starts with `HEADRACE_` (but for `ITL_TARGET_MS`). Nothing is decided here.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -219,17 +219,16 @@ pub struct RequestArgs {
 
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct EngineArgs {
+    /// Milliseconds between two tokens of a stream, at the 99th percentile: prompts are cut so that
+    /// steps keep to it. 0: prompts as large as a step holds, however long the streams wait
+    #[arg(long, env = "ITL_TARGET_MS", value_name = "MS", default_value_t = 50)]
+    pub itl_target_ms: u32,
     /// Prompt tokens in one step; longer prompts are cut into chunks [default: by device]
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_name = "N")]
     pub max_batch_prefill_tokens: Option<u32>,
-    /// Sequences running at one time
-    #[arg(
-        long,
-        env = "HEADRACE_MAX_RUNNING",
-        value_name = "N",
-        default_value_t = 256
-    )]
-    pub max_running: u32,
+    /// Sequences running at one time [default: 256, on a GPU 512]
+    #[arg(long, env = "HEADRACE_MAX_RUNNING", value_name = "N")]
+    pub max_running: Option<u32>,
     /// TGI's name for --max-running; the smaller one counts
     #[arg(long, env = "MAX_BATCH_SIZE", value_name = "N")]
     pub max_batch_size: Option<u32>,

@@ -112,6 +112,8 @@ pub struct Engine {
     pub step_tokens_max: u32,
     /// Prompt tokens in one step (`--max-batch-prefill-tokens`).
     pub prefill_tokens_max: u32,
+    /// What the 99th percentile of the gaps between a stream's tokens is to be; 0 bounds nothing.
+    pub itl_target_ms: u32,
     /// Plans in flight.
     pub pipeline_depth: u32,
     pub prefix_caching: bool,

@@ -24,6 +24,11 @@ const STEP_TOKENS_MAX: u32 = 1 << 20;
 /// enough that running streams do not wait long for somebody's prompt.
 const STEP_TOKENS_CPU: u32 = 1024;
 const STEP_TOKENS_CUDA: u32 = 8192;
+/// Sequences running at one time when nobody says; on a GPU as many as its graphs go up to.
+const RUNNING_CPU: u32 = 256;
+const RUNNING_CUDA: u32 = 512;
+/// The target of the gaps between tokens at most: a minute.
+const ITL_TARGET_MAX_MS: u32 = 60_000;
 /// A block holds this many tokens at most.
 const BLOCK_TOKENS_MAX: u32 = 1024;
 /// Plans in flight at most; the referee tests no more.
@@ -337,9 +342,10 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
     let timeout_ms = |flag, seconds| bounded(flag, seconds, 1, TIMEOUT_MAX_S).map(|s| s * 1000);
     let prepare_deadline_ms = timeout_ms("--startup-timeout", typed.process.startup_timeout)?;
     let typed = &typed.engine;
+    let running_default = if on_gpu { RUNNING_CUDA } else { RUNNING_CPU };
     let running_max = bounded(
         "--max-running",
-        typed.max_running.into(),
+        typed.max_running.unwrap_or(running_default).into(),
         1,
         RUNNING_MAX.into(),
     )?;
@@ -362,6 +368,12 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
             STEP_TOKENS_CPU
         }),
     };
+    let itl_target_ms = bounded(
+        "--itl-target-ms",
+        typed.itl_target_ms.into(),
+        0,
+        ITL_TARGET_MAX_MS.into(),
+    )?;
     let block_tokens = match typed.block_tokens {
         None => 0,
         Some(value) if !value.is_power_of_two() && value != 0 => {
@@ -382,6 +394,7 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
         // Every running sequence must fit in a step, whatever the budget of prompts is.
         step_tokens_max: narrow(prefill.max(running_max)),
         prefill_tokens_max: narrow(prefill),
+        itl_target_ms: narrow(itl_target_ms),
         pipeline_depth: narrow(depth),
         prefix_caching: typed.prefix_caching,
         record: typed.record_plans.clone(),

@@ -99,6 +99,7 @@ fn without_flags_the_defaults_are_tgis() {
         (engine.prefill_tokens_max, engine.pipeline_depth),
         (1024, 2)
     );
+    assert_eq!(engine.itl_target_ms, 50);
     assert!(engine.prefix_caching && engine.record.is_none());
     assert_eq!(
         (serve.device.kind.as_str(), serve.device.dtype.as_str()),
@@ -142,6 +143,9 @@ fn a_flag_means_what_it_says() {
         --max-batch-prefill-tokens 64 | /engine/prefill_tokens_max | 64
         --max-batch-prefill-tokens 64 | /engine/step_tokens_max | 256
         --max-batch-prefill-tokens 4096 | /engine/step_tokens_max | 4096
+        --itl-target-ms 15 | /engine/itl_target_ms | 15
+        --itl-target-ms 0 | /engine/itl_target_ms | 0
+        --max-running 64 | /engine/running_max | 64
         --max-batch-size 32 | /engine/running_max | 32
         --max-batch-size 999 | /engine/running_max | 256
         --block-tokens 32 | /engine/block_tokens | 32
@@ -167,6 +171,7 @@ fn a_variable_stands_in_for_its_flag() {
         JSON_OUTPUT=1 | /telemetry/json_output | true
         JSON_OUTPUT=false | /telemetry/json_output | false
         JSON_OUTPUT=0 --json-output | /telemetry/json_output | true
+        ITL_TARGET_MS=20 | /engine/itl_target_ms | 20
         PREFIX_CACHING=no | /engine/prefix_caching | false
         CORS_ALLOW_ORIGIN=x | /http/cors_allow_origin | ["x"]
         CORS_ALLOW_ORIGIN=x --cors-allow-origin y | /http/cors_allow_origin | ["y"]
@@ -198,6 +203,7 @@ fn what_cannot_work_is_refused_with_its_number() {
         --block-tokens 0 | --block-tokens must be at least 1, it is 0
         --pipeline-depth 4 | --pipeline-depth must be at most 3, it is 4
         --max-running 5000 | --max-running must be at most 4096, it is 5000
+        --itl-target-ms 60001 | --itl-target-ms must be at most 60000, it is 60001
         --cuda-memory-fraction 1.5 | --cuda-memory-fraction must lie above 0 and at most at 1, it \
             is 1.5
         --cuda-memory-fraction nan | --cuda-memory-fraction must lie above 0 and at most at 1, it \
@@ -284,6 +290,10 @@ fn shards_are_counted_as_tgi_counts_them() {
 fn a_gpu_gets_larger_steps() {
     let serve = resolved("", TWO_GPUS).expect("fine").serve;
     assert_eq!(serve.engine.step_tokens_max, 8192);
+    assert_eq!(serve.engine.running_max, 512);
+    let line = "--max-batch-size 999 --max-running 700";
+    let serve = resolved(line, TWO_GPUS).expect("fine").serve;
+    assert_eq!(serve.engine.running_max, 700);
 }
 
 #[test]

@@ -30,6 +30,9 @@ pub struct EngineConfig {
     pub step_tokens_max: u32,
     /// Prompt tokens in one step.
     pub prefill_tokens_max: u32,
+    /// What the 99th percentile of the gaps between a stream's tokens is to be; `None` bounds
+    /// nothing.
+    pub itl_target: Option<Duration>,
     /// Plans in flight, 1 to 3.
     pub depth: u32,
     /// Whether finished prefixes are kept for later requests.

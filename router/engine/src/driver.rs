@@ -23,6 +23,7 @@ use crate::group::{Dial, GroupEvent, Ready, ShardGroup, StepDone, bring_up};
 use crate::handle::{EngineState, Facts};
 use crate::message::{Command, FinishBox, Submission};
 use crate::metrics::{Method, Metrics};
+use crate::pace::Pacer;
 use crate::record::{Kind, Recorder};
 use crate::sink::{TokenEvent, TokenSink};
 
@@ -81,6 +82,7 @@ struct Driver<'a> {
     audit_at: Option<Instant>,
     /// What the plans in flight are for, oldest first.
     methods: VecDeque<Method>,
+    pacer: Pacer,
     metrics: Metrics,
     recorder: Option<Recorder>,
     /// Scratch, used again every step.
@@ -101,7 +103,8 @@ pub(crate) async fn run(
     };
     let outcome = match loaded {
         Some(Ok((ready, recorder))) => {
-            Driver::new(ready, recorder, metrics, &mut inbox)
+            let pacer = Pacer::new(config.itl_target);
+            Driver::new(ready, recorder, pacer, metrics, &mut inbox)
                 .run()
                 .await
         }
@@ -164,6 +167,7 @@ impl<'a> Driver<'a> {
     fn new(
         ready: Ready,
         recorder: Option<Recorder>,
+        pacer: Pacer,
         metrics: Metrics,
         inbox: &'a mut Inbox,
     ) -> Self {
@@ -185,6 +189,7 @@ impl<'a> Driver<'a> {
             idle: true,
             audit_at: None,
             methods: VecDeque::new(),
+            pacer,
             metrics,
             recorder,
             events: Vec::new(),
@@ -237,7 +242,8 @@ impl<'a> Driver<'a> {
     // --- steps ---
 
     async fn plan(&mut self) -> Result<(), EngineError> {
-        let Some(plan) = self.scheduler.plan() else {
+        let allowance = self.pacer.allowance(&self.scheduler);
+        let Some(plan) = self.scheduler.plan_within(&allowance) else {
             // Until a command or a result changes something.
             self.idle = true;
             return Ok(());
@@ -281,6 +287,8 @@ impl<'a> Driver<'a> {
             .expect("every plan in flight has its method");
         let device = Duration::from_micros(u64::from(done.result.device_time_us));
         self.metrics.step_done(method, done.took, device);
+        let paced = self.pacer.done(done.gap);
+        self.metrics.paced(&paced, done.gap, self.pacer.model());
         self.metrics.observe(&self.scheduler.stats());
         Ok(())
     }
@@ -293,6 +301,7 @@ impl<'a> Driver<'a> {
             Method::Decode
         };
         self.methods.push_back(method);
+        self.pacer.planned(plan);
         self.metrics.of(method).count.inc();
         if !plan.bindings.is_empty() {
             self.metrics.next_size.observe(plan.bindings.len() as f64);
@@ -396,6 +405,7 @@ impl<'a> Driver<'a> {
         for method in self.methods.drain(..) {
             self.metrics.of(method).failure.inc();
         }
+        self.pacer.lost();
         let limits = self.scheduler.limits().clone();
         let mut events = self.scheduler.reset(limits, StepId(0));
         self.deliver(&mut events);

@@ -2,8 +2,8 @@
 //! that owns the scheduler, the shard group it sends plans to, and the sinks it leaves tokens in.
 //!
 //! Reading order: what a caller sees (`handle`, `sink`), what the driver is told (`message`), the
-//! loop (`driver`), the group and its streams (`group`), and the facts kept for later (`record`,
-//! `metrics`).
+//! loop (`driver`), how large its steps may be (`pace`), the group and its streams (`group`), and the
+//! facts kept for later (`record`, `metrics`).
 
 mod config;
 mod driver;
@@ -12,6 +12,7 @@ mod group;
 mod handle;
 mod message;
 mod metrics;
+mod pace;
 mod record;
 mod sink;
 

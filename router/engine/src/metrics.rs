@@ -5,9 +5,11 @@ use std::time::Duration;
 use headrace_core::scheduler::Stats;
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    exponential_buckets, linear_buckets,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, exponential_buckets, linear_buckets,
 };
+
+use crate::pace::{Paced, StepTimeModel};
 
 /// Sequences that join in one step, by ones.
 const NEXT_SIZE_MAX: usize = 1024;
@@ -31,6 +33,19 @@ pub(crate) struct MethodSeries {
     pub(crate) forward: Histogram,
 }
 
+/// What the pace of the steps looks like.
+#[derive(Debug, Clone)]
+pub(crate) struct PaceSeries {
+    gaps: IntCounter,
+    late: IntCounter,
+    /// Prompt tokens of steps in which somebody decoded.
+    chunk: Histogram,
+    /// Measured over predicted.
+    ratio: Histogram,
+    /// As [`StepTimeModel::terms`].
+    terms: [Gauge; 4],
+}
+
 /// All of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
@@ -48,6 +63,7 @@ pub(crate) struct Metrics {
     pub(crate) prefill_tokens: IntCounter,
     pub(crate) steps: IntCounter,
     pub(crate) tokens: IntCounter,
+    pace: PaceSeries,
 }
 
 // === impl Metrics ===
@@ -133,6 +149,7 @@ impl Metrics {
             ),
             steps: counter(r, "headrace_steps", "Steps committed"),
             tokens: counter(r, "headrace_generated_tokens", "Tokens drawn"),
+            pace: PaceSeries::new(r),
         }
     }
 
@@ -143,6 +160,22 @@ impl Metrics {
         series.duration.observe(took.as_secs_f64());
         series.forward.observe(device.as_secs_f64());
         self.steps.inc();
+    }
+
+    /// Shows how long a step took that was committed, and what was known of it.
+    pub(crate) fn paced(&self, paced: &Paced, gap: Duration, model: &StepTimeModel) {
+        let series = &self.pace;
+        series.gaps.inc_by(paced.shape.decode_rows.into());
+        series.late.inc_by(paced.late.into());
+        if paced.shape.decode_rows > 0 && paced.shape.prompt_tokens > 0 {
+            series.chunk.observe(paced.shape.prompt_tokens.into());
+        }
+        if let Some(predicted) = paced.predicted {
+            series.ratio.observe(gap.as_secs_f64() * 1e6 / predicted);
+            for (gauge, term) in series.terms.iter().zip(model.terms()) {
+                gauge.set(term);
+            }
+        }
     }
 
     /// Shows the scheduler's books.
@@ -167,6 +200,49 @@ impl Metrics {
         match method {
             Method::Prefill => &self.prefill,
             Method::Decode => &self.decode,
+        }
+    }
+}
+
+// === impl PaceSeries ===
+
+impl PaceSeries {
+    fn new(r: &Registry) -> Self {
+        let terms = registered(
+            r,
+            GaugeVec::new(
+                Opts::new(
+                    "headrace_step_model_microseconds",
+                    "What a step with prompt tokens is taken to cost, by term",
+                ),
+                &["term"],
+            ),
+        );
+        let term = |name| terms.with_label_values(&[name]);
+        let chunks = exponential_buckets(16.0, 2.0, 12).expect("the factor exceeds one");
+        let chunk = HistogramOpts::new(
+            "headrace_mixed_step_prompt_tokens",
+            "Prompt tokens of a step in which sequences decode too",
+        );
+        let ratios = linear_buckets(0.5, 0.1, 16).expect("the width is positive");
+        let ratio = HistogramOpts::new(
+            "headrace_step_time_over_prediction",
+            "Time of a step with prompt tokens over what was predicted",
+        );
+        Self {
+            gaps: counter(
+                r,
+                "headrace_token_gaps",
+                "Gaps between two tokens of a stream, as its steps make them",
+            ),
+            late: counter(
+                r,
+                "headrace_token_gaps_late",
+                "Gaps that were longer than --itl-target-ms",
+            ),
+            chunk: registered(r, Histogram::with_opts(chunk.buckets(chunks))),
+            ratio: registered(r, Histogram::with_opts(ratio.buckets(ratios))),
+            terms: ["step", "token", "position", "pair"].map(term),
         }
     }
 }

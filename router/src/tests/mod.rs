@@ -152,7 +152,7 @@ fn serve() -> Serve {
             "max_top_n_tokens": 5, "max_input_tokens": 64, "max_total_tokens": 128,
             "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1},
         "engine": {"block_tokens": 16, "blocks_max": 0, "running_max": 8, "step_tokens_max": 64,
-            "prefill_tokens_max": 64, "pipeline_depth": 2, "prefix_caching": true, "record": null,
+            "prefill_tokens_max": 64, "itl_target_ms": 50, "pipeline_depth": 2, "prefix_caching": true, "record": null,
             "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
             "drain_deadline_ms": 1000},

@@ -41,6 +41,9 @@ pub(crate) struct StepDone {
     pub(crate) bytes: Bytes,
     /// From sending the plan to the last rank's result.
     pub(crate) took: Duration,
+    /// What the step added: from the result before it, or from sending it if that was later. While
+    /// plans wait for the device this is the device's time with all that surrounds it.
+    pub(crate) gap: Duration,
 }
 
 /// A prepared group.
@@ -143,11 +146,13 @@ impl ShardGroup {
             .in_flight
             .pop_front()
             .expect("a rank accepts no result beyond what was sent; this is a router bug");
+        let started = sent.at.max(self.last_result);
         self.last_result = Instant::now();
         Ok(StepDone {
             result,
             bytes,
             took: self.last_result - sent.at,
+            gap: self.last_result - started,
         })
     }
 }

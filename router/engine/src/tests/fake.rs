@@ -57,6 +57,8 @@ pub(crate) struct Fake {
     pub(crate) describe: Describe,
     pub(crate) blocks: u32,
     pub(crate) step_time: Duration,
+    /// What each prompt token of a step adds to it.
+    pub(crate) token_time: Duration,
     pub(crate) prepare_time: Duration,
     pub(crate) fault: Fault,
     pub(crate) seen: Arc<Seen>,
@@ -113,6 +115,7 @@ impl Fake {
             },
             blocks: 1025,
             step_time: Duration::ZERO,
+            token_time: Duration::ZERO,
             prepare_time: Duration::ZERO,
             fault: Fault::None,
             seen: Arc::default(),
@@ -217,8 +220,10 @@ impl Fake {
             let plan = decode_plan(bytes).expect("the engine sends plans");
             self.seen.add(plan.clone());
             let mut result = model(&plan);
-            if !self.step_time.is_zero() {
-                sleep(self.step_time).await;
+            let tokens = u32::try_from(plan.token_id.len()).expect("few tokens");
+            let took = self.step_time + self.token_time * tokens;
+            if !took.is_zero() {
+                sleep(took).await;
             }
             let mut answers = 1;
             match self.fault {

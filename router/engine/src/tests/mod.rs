@@ -2,6 +2,7 @@
 
 mod fake;
 mod faults;
+mod pace;
 mod record;
 mod referee;
 mod streams;
@@ -29,6 +30,7 @@ fn config(ranks: usize) -> EngineConfig {
         running_max: 16,
         step_tokens_max: 256,
         prefill_tokens_max: 128,
+        itl_target: None,
         depth: 2,
         prefix_caching: true,
         queue_max: 64,
@@ -103,6 +105,14 @@ impl Engine {
         self.submit(prompt, tokens_max)
             .await
             .expect("there is room")
+    }
+
+    /// How often a histogram was told something, and the sum of it.
+    fn histogram(&self, name: &str) -> (u64, f64) {
+        let families = self.metrics.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        let histogram = family.expect("it exists").get_metric()[0].get_histogram();
+        (histogram.get_sample_count(), histogram.get_sample_sum())
     }
 
     /// The value of a gauge or counter without labels; all of them are whole numbers.
