@@ -25,16 +25,14 @@ class Setting:
     split: int = 1  # programs that share the sum over the inputs
     warps: int = 4  # a program
     swap: bool = False  # whether the outputs are the tensor cores' rows
-    prefetch: int = 0  # bytes of each weight row asked for before the input is waited for
+    prefetch: int = 0  # KiB of weights a program asks for before it waits for the input
+    late: bool = False  # whether dependents start when the sums are complete, not at once
     gated: bool = False  # whether the product ends in silu(gate) * up
 
 
-# Bytes of a row: more than any row has.
-_ALL = 1 << 20
-
-_TALL = Setting(1, 16, 512, 4, prefetch=_ALL)
-_WIDE = Setting(1, 8, 512, 4, prefetch=_ALL)
-_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=_ALL)
+_TALL = Setting(1, 16, 512, 4, prefetch=64)
+_WIDE = Setting(1, 8, 512, 4, prefetch=64)
+_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=64)
 
 # Of Llama-3.1-8B: (N, K) of a weight to the setting of each bucket, None for cuBLAS.
 H200: dict[tuple[int, int], tuple[Setting | None, ...]] = {
@@ -48,8 +46,8 @@ H200: dict[tuple[int, int], tuple[Setting | None, ...]] = {
 # Gate and up in one weight of 2 N rows, by (N, K): the product with the activation.
 H200_GATED: dict[tuple[int, int], tuple[Setting | None, ...]] = {
     (14336, 4096): (
-        Setting(1, 4, 512, 3, prefetch=_ALL, gated=True),
-        Setting(16, 64, 64, 3, swap=True, prefetch=_ALL, gated=True),
+        Setting(1, 4, 512, 3, prefetch=64, gated=True),
+        Setting(16, 64, 64, 3, swap=True, prefetch=64, gated=True),
         None,
         None,
     ),

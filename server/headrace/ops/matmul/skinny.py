@@ -46,6 +46,7 @@ def _prefetch(w, rows, row_bytes, asked_bytes):
 
     All numbers of bytes and the address are multiples of 16.
     """
+    rows = tl.where(asked_bytes > 0, rows, 0)
     tl.inline_asm_elementwise(
         _ASK_FOR_ROWS,  # pyright: ignore[reportArgumentType]
         "=r,l,r,r,r",
@@ -64,7 +65,7 @@ def _silu_mul(gate, up, dtype: tl.constexpr):
     return gate * up.to(dtype).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["asked_bytes"])
 def vector(
     x,
     w,
@@ -72,6 +73,7 @@ def vector(
     y,
     N,
     K,
+    asked_bytes,
     BN: tl.constexpr,
     BK: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -79,24 +81,27 @@ def vector(
     GATED: tl.constexpr,
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
+    LATE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y[N] = w[N, K] @ x[K] + bias[N]; gated: y[N] = silu(w[:N] @ x) * (w[N:] @ x), w [2 N, K].
 
     Args:
-        PREFETCH: bytes of each row asked for before the input is waited for; 0 for none.
+        asked_bytes: of each row of its weights, what a program asks for before it waits for x,
+            if PREFETCH; a multiple of 16.
+        LATE: whether dependents start when the sums are complete, not at once.
     """
     n0 = tl.program_id(0) * BN
     rows = tl.minimum(BN, N - n0)
     w += n0.to(tl.int64) * K
     w_up = w + tl.cast(N, tl.int64) * K
-    if PDL:
+    if PDL and not LATE:
         gdc_launch_dependents()
-    if PREFETCH > 0:
-        asked = tl.minimum(PREFETCH, 2 * K)
-        _prefetch(w, rows, 2 * K, asked)
+    if PREFETCH:
+        asked_bytes = tl.minimum(asked_bytes, 2 * K)
+        _prefetch(w, rows, 2 * K, asked_bytes)
         if GATED:
-            _prefetch(w_up, rows, 2 * K, asked)
+            _prefetch(w_up, rows, 2 * K, asked_bytes)
     if PDL:
         gdc_wait()
 
@@ -116,6 +121,8 @@ def vector(
         if GATED:
             w_nk = tl.load(w_up + at, w_mask, w_other, eviction_policy="evict_first")
             acc_up += w_nk.to(tl.float32) * x_k
+    if PDL and LATE:
+        gdc_launch_dependents()
 
     i = tl.arange(0, BN)
     total = tl.sum(acc, 1)
@@ -132,7 +139,7 @@ def _dot(x_mk, w_nk, acc, SWAP: tl.constexpr):
     return tl.dot(w_nk, tl.trans(x_mk), acc) if SWAP else tl.dot(x_mk, tl.trans(w_nk), acc)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "asked_bytes"])
 def tiles(  # noqa: PLR0912, PLR0915
     x,
     w,
@@ -144,6 +151,7 @@ def tiles(  # noqa: PLR0912, PLR0915
     N,
     K,
     x_stride,
+    asked_bytes,
     MB: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -154,6 +162,7 @@ def tiles(  # noqa: PLR0912, PLR0915
     GATED: tl.constexpr,
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
+    LATE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y[M, N] = x[M, K] @ w[N, K].T + bias[N], for M <= MB; gated as in `vector`.
@@ -162,7 +171,9 @@ def tiles(  # noqa: PLR0912, PLR0915
         parts: float32 [tiles of N, SPLIT, MB * BN], scratch; unused if SPLIT is 1.
         arrived: int32 [tiles of N], zero before and after; unused if SPLIT is 1.
         SWAP: whether the weight's rows are the tensor cores' rows (64 of them on Hopper).
-        PREFETCH: bytes of each row asked for before the input is waited for; 0 for none.
+        asked_bytes: of each row of its weights, what a program asks for before it waits for x,
+            if PREFETCH; a multiple of 16.
+        LATE: whether dependents start when the sums are complete, not at once.
     """
     tile = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
@@ -173,13 +184,13 @@ def tiles(  # noqa: PLR0912, PLR0915
     k_last = tl.minimum(k_first + k_part, K)
     w += n0.to(tl.int64) * K
     w_up = w + tl.cast(N, tl.int64) * K
-    if PDL:
+    if PDL and not LATE:
         gdc_launch_dependents()
-    if PREFETCH > 0:
-        asked = tl.maximum(tl.minimum(PREFETCH, 2 * (k_last - k_first)), 0)
-        _prefetch(w + k_first, rows, 2 * K, asked)
+    if PREFETCH:
+        asked_bytes = tl.minimum(asked_bytes, 2 * (k_last - k_first))
+        _prefetch(w + k_first, rows, 2 * K, asked_bytes)
         if GATED:
-            _prefetch(w_up + k_first, rows, 2 * K, asked)
+            _prefetch(w_up + k_first, rows, 2 * K, asked_bytes)
     if PDL:
         gdc_wait()
 
@@ -201,6 +212,8 @@ def tiles(  # noqa: PLR0912, PLR0915
         if GATED:
             w_nk = tl.load(w_up + at, w_mask, w_other, eviction_policy="evict_first")
             acc_up = _dot(x_mk, w_nk, acc_up, SWAP)
+    if PDL and LATE:
+        gdc_launch_dependents()
 
     m = m[None, :] if SWAP else m[:, None]
     n = n[:, None] if SWAP else n[None, :]
@@ -276,16 +289,20 @@ def product(
         "BN": setting.block_n,
         "BK": setting.block_k,
         "EVEN_N": N % setting.block_n == 0,
-        "EVEN_K": K % (setting.block_k * setting.split) == 0,
+        "EVEN_K": K % setting.block_k == 0,
         "GATED": setting.gated,
         "STAGES": setting.stages,
-        "PREFETCH": setting.prefetch if gpu.pdl and K % 8 == 0 else 0,
+        "PREFETCH": setting.prefetch > 0 and gpu.pdl and K % 8 == 0,
+        "LATE": setting.late,
     }
+    weight_rows = 2 * setting.block_n if setting.gated else setting.block_n
+    asked_bytes = setting.prefetch * 1024 // weight_rows // 16 * 16
     if setting.rows == 1:
-        args = (x_MK, weight_NK, bias_N, y_MN, N, K)
+        args = (x_MK, weight_NK, bias_N, y_MN, N, K, asked_bytes)
         gpu.run(vector, grid, *args, warps=setting.warps, **constants)
         return y_MN
     constants |= {"MB": setting.rows, "SPLIT": setting.split, "SWAP": setting.swap}
     args = (x_MK, weight_NK, bias_N, y_MN, scratch.parts, scratch.arrived)
-    gpu.run(tiles, grid, *args, M, N, K, x_MK.stride(0), warps=setting.warps, **constants)
+    sizes = (M, N, K, x_MK.stride(0), asked_bytes)
+    gpu.run(tiles, grid, *args, *sizes, warps=setting.warps, **constants)
     return y_MN
