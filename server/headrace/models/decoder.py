@@ -40,10 +40,10 @@ class Block(nn.Module):
 
         Returns: what this layer adds to the residual stream, and the stream until then.
         """
-        x_TD, residual_TD = self.attention_norm(x_TD, residual_TD)
-        x_TD = self.attention(x_TD, cos_sin_TE, step)
-        x_TD, residual_TD = self.mlp_norm(x_TD, residual_TD)
-        return self.mlp(x_TD), residual_TD
+        normed_TD, stream_TD = self.attention_norm(x_TD, residual_TD)
+        x_TD = self.attention(normed_TD, cos_sin_TE, step)
+        normed_TD, stream_TD = self.mlp_norm(x_TD, stream_TD)
+        return self.mlp(normed_TD), stream_TD
 
 
 @dataclass(frozen=True)
