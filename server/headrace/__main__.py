@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headrace.config import Serve, prepare_process
 from headrace.errors import HeadraceError
-from headrace.startup import Phases, process_age, read_ahead
+from headrace.startup import Phases, open_driver, process_age, read_ahead
 
 
 def main(argv: list[str]) -> int:
@@ -65,6 +65,8 @@ def _configuration(arguments: argparse.Namespace) -> Serve:
 
 def _shard(serve: Serve, arguments: argparse.Namespace) -> int:
     phases = Phases(process_age())
+    if serve.device.kind != "cpu":
+        open_driver(serve.shard(arguments.rank).device_index)
     if arguments.rank == 0 and serve.model.load_format != "dummy":
         read_ahead(serve.model.path)
     with phases("imports"):

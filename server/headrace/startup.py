@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -108,5 +109,26 @@ def read_ahead(folder: Path) -> threading.Thread | None:
                 return
 
     thread = threading.Thread(target=fetch, name="read-ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def open_driver(index: int) -> threading.Thread:
+    """Has the CUDA driver make a device's context while Python imports its libraries.
+
+    PyTorch will share it: a device has one primary context a process. Where there is no driver,
+    or it refuses, PyTorch will find out by itself and say so.
+    """
+
+    def retain() -> None:
+        try:
+            driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), index) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+    thread = threading.Thread(target=retain, name="driver", daemon=True)
     thread.start()
     return thread
