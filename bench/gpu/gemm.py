@@ -57,9 +57,9 @@ VECTORS = [
 GATED_VECTORS = [(4, 512, 4, 4), (8, 512, 3, 4), (2, 1024, 4, 4)]
 # Of a bucket: those with the outputs as the tensor cores' rows, and those with the input's.
 SWAPPED = {
-    16: [(64, 128, 4, 4), (64, 256, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
-    32: [(64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
-    64: [(64, 128, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
+    16: [(64, 64, 4, 4), (64, 128, 4, 4), (64, 256, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
+    32: [(64, 64, 4, 4), (64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
+    64: [(64, 64, 4, 4), (64, 128, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
 }
 STRAIGHT = {16: [(16, 256, 4, 4), (32, 128, 4, 4)], 32: [(32, 128, 4, 4)], 64: []}
 GATED_SWAPPED = {
@@ -67,6 +67,8 @@ GATED_SWAPPED = {
     32: [(64, 64, 4, 4)],
     64: [(64, 64, 4, 4)],
 }
+# Of a vector and of tiles: what leaves most room for the next kernel beside it.
+LEAN = ((8, 512, 2), (64, 64, 4))
 PROGRAMS = (190, 600)  # where a sum is split: so many programs at least, at most
 
 Launch = Callable[[], object]
@@ -327,7 +329,7 @@ def alone(bench: Bench, rows_all: list[int], failed: set[tuple[str, Setting]]) -
     return best, figures
 
 
-def chains(best: Best, rows: int) -> list[Chain]:
+def chains(bench: Bench, best: Best, rows: int) -> list[Chain]:
     """What is compared in a graph of layers."""
 
     def ours(prefetch: int, late: bool = False) -> Callable[[str], Setting | None]:
@@ -345,6 +347,13 @@ def chains(best: Best, rows: int) -> list[Chain]:
     for kib in (32, 128):
         gated = replace(best["gated", rows], prefetch=kib)
         made.append(Chain(f"gated {kib}K", ours(prefetch=kib), pdl=True, gated=gated))
+
+    def lean(name: str) -> Setting:
+        settings = bench.candidates(name, rows)
+        fit = [s for s in settings if (s.block_n, s.block_k, s.stages) in LEAN]
+        return max(fit, key=lambda s: s.split)
+
+    made.append(Chain(f"lean {PREFETCH}K", lean, pdl=True))
     # The products of the widest matrix are the library's best.
     mixed = ours(prefetch=PREFETCH)
     made.append(
@@ -359,7 +368,7 @@ def together(bench: Bench, best: Best, rows_all: list[int]) -> list:
     bench.compile(
         (name, setting, bench.gpu if chain.pdl else bench.no_pdl)
         for rows in rows_all
-        for chain in chains(best, rows)
+        for chain in chains(bench, best, rows)
         for name in SHAPES
         for setting in (chain.choose(name), chain.gated if name == "gate_up" else None)
     )
@@ -368,7 +377,7 @@ def together(bench: Bench, best: Best, rows_all: list[int]) -> list:
     print(f"\nus a layer (weights alone {limit:.1f}; attention is {ATTENTION_US} us of latency)")
     for rows in rows_all:
         row = []
-        for chain in chains(best, rows):
+        for chain in chains(bench, best, rows):
             try:
                 us = bench.layer_us(rows, chain)
             except Exception as error:
