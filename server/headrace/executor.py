@@ -26,9 +26,9 @@ from headrace.comm import Comm
 from headrace.device import Device, Timer
 from headrace.errors import HeadraceError, PlanError
 from headrace.graphs import DecodeGraphs, buckets
-from headrace.kv import BLOCKS_MIN, KvLayout, KvPool
+from headrace.kv import KvLayout, KvPool
 from headrace.layers.step import StepContext
-from headrace.memory import Room, plan_memory
+from headrace.memory import BLOCKS_MIN, Room, plan_memory
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.paged_attention import AttentionBackend
 from headrace.ops.sampling import SamplingBackend

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Block 0 is scrap, and a sequence needs at least one block of its own.
-BLOCKS_MIN = 2
-
 
 @dataclass(frozen=True)
 class KvLayout:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.errors import DeviceError
-from headrace.kv import BLOCKS_MIN
+
+# Block 0 is scrap, and a sequence needs at least one block of its own.
+BLOCKS_MIN = 2
 
 MIB = 1 << 20
 
