@@ -124,7 +124,7 @@ impl StepTimeModel {
     /// Learns from a step that took `micros`. Steps without prompt tokens tell nothing: what bounds
     /// them (reading the weights) is another thing. Nor do times that cannot be.
     pub(crate) fn observe(&mut self, shape: &StepShape, micros: f64) {
-        if shape.prompt_tokens == 0 || !(micros >= 1.0 && micros <= TIME_MAX_US) {
+        if shape.prompt_tokens == 0 || !(1.0..=TIME_MAX_US).contains(&micros) {
             return;
         }
         let features = shape.features();
@@ -142,12 +142,12 @@ impl StepTimeModel {
         let weight = if miss > usual { usual / miss } else { 1.0 };
         self.miss += (miss.min(MISS_MAX) - self.miss) * MISS_GAIN;
 
-        let share = features.map(|feature| feature / scale);
+        let weighed = features.map(|feature| feature / scale);
         for (j, row) in self.gram.iter_mut().enumerate() {
             for (k, entry) in row.iter_mut().enumerate() {
-                *entry = MEMORY * *entry + weight * share[j] * share[k];
+                *entry = MEMORY * *entry + weight * weighed[j] * weighed[k];
             }
-            self.moment[j] = MEMORY * self.moment[j] + weight * share[j] * micros / scale;
+            self.moment[j] = MEMORY * self.moment[j] + weight * weighed[j] * micros / scale;
         }
         self.fit();
     }
@@ -156,14 +156,14 @@ impl StepTimeModel {
     fn fit(&mut self) {
         let before = self.terms;
         for _ in 0..ROUNDS {
-            for j in 0..self.terms.len() {
+            for (j, last) in before.into_iter().enumerate() {
                 let own = self.gram[j][j];
                 let hold = HOLD * own;
                 if own + hold <= f64::MIN_POSITIVE {
                     continue;
                 }
                 let others = dot(&self.gram[j], &self.terms) - own * self.terms[j];
-                let best = (self.moment[j] - others + hold * before[j]) / (own + hold);
+                let best = (self.moment[j] - others + hold * last) / (own + hold);
                 self.terms[j] = best.clamp(0.0, TIME_MAX_US);
             }
         }

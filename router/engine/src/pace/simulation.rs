@@ -218,6 +218,10 @@ impl Simulation {
     }
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "with --nocapture the figures of the log"
+)]
 fn simulate(clients: u32, target_ms: u64) -> Seen {
     let seen = Simulation::new(clients, 4 * clients, target_ms).run(4 * clients);
     println!("{clients} clients, target {target_ms} ms: {seen:.1?}");
