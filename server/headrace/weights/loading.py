@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 import zlib
@@ -37,6 +38,9 @@ CHUNK_BYTES = 16 << 20
 READERS_MIN, READERS_MAX = 2, 8
 # Buffers beyond one a reader, which are being copied meanwhile.
 BUFFERS_IN_FLIGHT = 4
+# How long a thread that computes in Python keeps a reader waiting for the interpreter. The default,
+# 5 ms, is as long as a read: readers would wait most of the time while the caller imports.
+SWITCH_S = 0.0002
 # Whoever waits longer than this is told how far it is, and so often.
 PROGRESS_EVERY_S = 2.0
 
@@ -84,6 +88,8 @@ class FileLoading:
             threading.Thread(target=self._work, name=f"weights-{i}", daemon=True)
             for i in range(min(readers, len(plan.reads)))
         ]
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         for thread in self._threads:
             thread.start()
 
@@ -93,6 +99,7 @@ class FileLoading:
                 thread.join(self._until_next_line())
                 if thread.is_alive():
                     self._tell_progress()
+        sys.setswitchinterval(self._switch_s)
         self._closing.close()
         self._stager.finish()
         if self._error is not None:
