@@ -27,13 +27,17 @@ from headrace.ops.triton import INTERPRETED, Gpu
 
 pytest.importorskip("triton")
 
-from headrace.ops.paged_attention.triton_decode import DecodeConfig, TritonDecode
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
+
+from headrace.ops.paged_attention.triton_decode import Configs, DecodeConfig, TritonDecode
 from headrace.ops.paged_attention.triton_prefill import PrefillConfig, TritonPrefill
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 # Relative to the largest value: float32 sums in another order; the others round the softmax, too.
-TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # More programs than the interpreter's device has make many splits of short rows.
 SMALL = DecodeConfig(tile=16, warps=2, stages=2, programs=6)
 FINE = DecodeConfig(tile=16, warps=4, stages=3, programs=60)
@@ -104,37 +108,39 @@ def make(rows: list[tuple[int, int]], heads: Heads, block: int, dtype: torch.dty
 
     Decode rows come first. The tables' unused entries name block 0.
     """
-    random = torch.Generator().manual_seed(len(rows) + heads.q + heads.dim + block)
+    random = torch.Generator(DEVICE).manual_seed(len(rows) + heads.q + heads.dim + block)
     starts = np.array([start for start, _ in rows], dtype=np.int32)
     lengths = np.array([length for _, length in rows], dtype=np.int32)
     contexts = starts + lengths
     counts = -(-contexts // block)
     blocks = int(counts.sum()) + 3
-    order = torch.randperm(blocks - 1, generator=random) + 1
-    table_SB = torch.zeros((len(rows), int(counts.max()) + 1), dtype=torch.int32)
-    caches = [torch.full((blocks, block, heads.kv, heads.dim), torch.nan) for _ in range(2)]
+    order = torch.randperm(blocks - 1, generator=random, device=DEVICE) + 1
+    table_SB = torch.zeros((len(rows), int(counts.max()) + 1), dtype=torch.int32, device=DEVICE)
+    pool = (blocks, block, heads.kv, heads.dim)
+    caches = [torch.full(pool, torch.nan, device=DEVICE) for _ in range(2)]
     at = 0
     for row, count in enumerate(counts.tolist()):
         table_SB[row, :count] = order[at : at + count].int()
         at += count
         mine = cells(table_SB[row], int(contexts[row]), block)
         for cache in caches:
-            values = torch.randn((len(mine), heads.kv, heads.dim), generator=random)
+            written = (len(mine), heads.kv, heads.dim)
+            values = torch.randn(written, generator=random, device=DEVICE)
             cache.view(-1, heads.kv, heads.dim)[mine] = values
     # Rows of queries are strided, as they are when they are a view of the fused projection.
-    qkv = torch.randn((int(lengths.sum()), heads.q + 2, heads.dim), generator=random)
+    tokens = int(lengths.sum())
+    qkv = torch.randn((tokens, heads.q + 2, heads.dim), generator=random, device=DEVICE)
     first_S1 = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     shape = StepShape(
         starts,
         lengths,
-        table_SB.to(DEVICE),
+        table_SB,
         block,
         kv_len_S=torch.from_numpy(contexts).to(DEVICE),
         first_S1=torch.from_numpy(first_S1).to(DEVICE),
         decode_rows=next((i for i, n in enumerate(lengths) if n != 1), len(rows)),
     )
-    tensors = (qkv, *caches)
-    qkv, k_cache, v_cache = (tensor.to(dtype).to(DEVICE) for tensor in tensors)
+    qkv, k_cache, v_cache = (tensor.to(dtype) for tensor in (qkv, *caches))
     return Case(qkv[:, : heads.q], k_cache, v_cache, shape)
 
 
@@ -147,7 +153,8 @@ def backend(
 ) -> CudaAttention:
     shape = heads.q, heads.kv, heads.dim
     gpu = gpu_here()
-    decode = TritonDecode(*shape, dtype, gpu, DEVICE, config)
+    configs = None if config is None else Configs(config, config)
+    decode = TritonDecode(*shape, dtype, gpu, DEVICE, configs)
     if fa3:
         return CudaAttention(decode, fa3_module.Fa3Prefill(heads.dim))
     return CudaAttention(decode, TritonPrefill(*shape, dtype, gpu, prefill))
@@ -175,9 +182,10 @@ def check(
     before = case.q_THE.clone()
     plan = made.plan(case.shape)
     mine = case.fresh() if fresh else None
+    expected = expect(case, window, softcap)
     for _ in range(2):  # What counts arrivals must be ready for the next layer.
         actual = made.attend(case.q_THE, *case.caches, plan, window, mine, softcap)
-        compare(actual, expect(case, window, softcap), dtype)
+        compare(actual, expected, dtype)
     assert torch.equal(case.q_THE, before), "queries must be left alone"
 
 
@@ -366,3 +374,140 @@ def test_the_cpu_refuses() -> None:
     found = [candidate for candidate in CANDIDATES if isinstance(candidate, Cuda)]
     assert [candidate.name for candidate in found] == ["triton_fa3", "triton"]
     assert all(isinstance(candidate.supports(spec, device), No) for candidate in found)
+
+
+def on_device(spec: OpSpec, name: str) -> CudaAttention:
+    """The backend that a server would build; skips the test where it is refused."""
+    from headrace.device.cuda import CudaDevice
+
+    device = CudaDevice(0)
+    candidate = next(candidate for candidate in CANDIDATES if candidate.name == name)
+    answer = candidate.supports(spec, device)
+    if isinstance(answer, No):
+        pytest.skip(answer.why)
+    return candidate.build(spec, device)
+
+
+REAL = {
+    "decode of one": decode_rows([577]),
+    "ragged decode": decode_rows([1, 63, 64, 65, 576, 2049, 16, 9000, 128, 130]),
+    "many of one length": decode_rows([576] * 64),
+    "one long among many": decode_rows([500] * 63 + [20000]),
+    "prompts": [(0, 1000), (0, 1), (0, 64), (0, 129)],
+    "chunks": [(1000, 500), (64, 64), (2049, 3)],
+    "mixed": [*decode_rows([576, 1, 3000]), (0, 700), (640, 300)],
+    "mixed, all from zero": [*decode_rows([576, 1, 3000]), (0, 700), (0, 300)],
+}
+MODELS = {
+    "llama": Heads(32, 8, 128),
+    "one head a group": Heads(8, 8, 64),
+    "groups of three": Heads(9, 3, 64),
+    "one group": Heads(16, 1, 128),
+    "dim 96": Heads(16, 8, 96),
+    "dim 256": Heads(8, 4, 256),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("model", "rows", "block", "window", "dtype"),
+    [
+        *(("llama", rows, 16, 0, torch.bfloat16) for rows in REAL),
+        *(("llama", "ragged decode", block, 0, torch.bfloat16) for block in (1, 64)),
+        *(("llama", "mixed", block, 0, torch.bfloat16) for block in (1, 64, 128)),
+        *(("llama", "mixed", 16, window, torch.bfloat16) for window in (7, 300)),
+        *((model, "mixed", 16, 0, torch.bfloat16) for model in list(MODELS)[1:]),
+        *((model, "mixed", 16, 0, torch.float32) for model in MODELS),
+        ("llama", "ragged decode", 16, 0, torch.float32),
+        ("llama", "mixed", 16, 0, torch.float16),
+    ],
+)
+@pytest.mark.parametrize("name", ["triton_fa3", "triton"])
+def test_real_sizes(
+    name: str, model: str, rows: str, block: int, window: int, dtype: torch.dtype
+) -> None:
+    heads = MODELS[model]
+    spec = OpSpec(heads.q, heads.kv, heads.dim, dtype, 1e-5, sliding_window=window > 0)
+    made = on_device(spec, name)
+    case = make(REAL[rows], heads, block, dtype)
+    check(case, made, window)
+    if made.reads_fresh and window == 0:
+        check(case, made, fresh=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_captured_step_serves_other_rows(dtype: torch.dtype) -> None:
+    def run(made: CudaAttention, shape: DecodeShape, q_SHE: Tensor) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        made_for: list[Tensor] = []
+
+        def replay(case: Case) -> Tensor:
+            if not made_for:
+                made.attend(q_SHE, *case.caches, made.plan_decode(shape))  # Compiles.
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    made_for.append(made.attend(q_SHE, *case.caches, made.plan_decode(shape)))
+            made_for[0].fill_(torch.nan)
+            graph.replay()
+            return made_for[0]
+
+        return replay
+
+    replays(Heads(8, 2, 64), dtype, run)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [decode_rows([700, 30]), [(100, 300), (0, 50)]], ids=str)
+@pytest.mark.parametrize("name", ["triton_fa3", "triton"])
+def test_offsets_past_two_to_the_31(name: str, rows: list[tuple[int, int]]) -> None:
+    """The pool's last blocks lie behind 2^31 numbers, where a 32-bit offset would turn negative."""
+    heads, dtype = Heads(32, 8, 128), torch.bfloat16
+    made = on_device(OpSpec(heads.q, heads.kv, heads.dim, dtype, 1e-5), name)
+    case = make(rows, heads, 16, dtype)
+    count = case.k_cache_NPKE.shape[0]
+    behind = (1 << 31) // case.k_cache_NPKE[0].numel() + 7
+    far = [
+        torch.empty((behind + count, *cache.shape[1:]), dtype=dtype, device=DEVICE)
+        for cache in case.caches
+    ]
+    for pool, cache in zip(far, case.caches, strict=True):
+        pool[behind:] = cache
+    shape = replace(case.shape, table_SB=case.shape.table_SB + behind)
+    actual = made.attend(case.q_THE, *far, made.plan(shape))
+    compare(actual, expect(case), dtype)
+
+
+@triton.jit
+def copy_late(source, target, clocks, BLOCK: tl.constexpr):
+    gdc_launch_dependents()
+    begin = tl.inline_asm_elementwise(
+        "mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1
+    )
+    now = begin
+    while now - begin < clocks:
+        now = tl.inline_asm_elementwise(
+            "mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1
+        )
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [decode_rows([700, 30]), [(100, 300), (0, 50)]], ids=str)
+def test_a_predecessor_that_sleeps_before_it_writes(rows: list[tuple[int, int]]) -> None:
+    """A kernel that is launched early must wait for the queries of one that is still at work."""
+    if not gpu_here().pdl:
+        pytest.skip("no programmatic dependent launch before Hopper")
+    heads, dtype = Heads(32, 8, 128), torch.bfloat16
+    case = make(rows, heads, 16, dtype)
+    made = backend(heads, dtype, None, None)
+    plan = made.plan(case.shape)
+    source = case.q_THE.contiguous()
+    expected = expect(case)
+    compare(made.attend(source, *case.caches, plan), expected, dtype)
+    q_THE = torch.full_like(source, torch.nan)
+    torch.cuda.synchronize()
+    copy_late[(q_THE.numel() // 1024,)](source, q_THE, 200_000, BLOCK=1024)
+    actual = made.attend(q_THE, *case.caches, plan)
+    compare(actual, expected, dtype)

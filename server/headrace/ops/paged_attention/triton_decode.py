@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import triton
@@ -37,6 +36,8 @@ ITEM = 8
 ITEMS_A_PROGRAM = 16
 # Rows the workspace is made for at first; more make a larger one.
 ROWS = 512
+# Rows that the scheduling kernel is compiled for: few variants, so that few steps compile one.
+SCHEDULED = (64, 512)
 # Numbers of partial sums that are added up at a time.
 COMBINED = 4096
 
@@ -47,16 +48,34 @@ class DecodeConfig:
 
     tile: int  # positions of a tile
     warps: int
-    stages: int  # tiles on their way from memory, the one in use included
+    # Of the loop's pipeline. Block ids go before what they name: 3 and 4 have one tile of keys on
+    # its way while another is in use, 5 and 6 have two.
+    stages: int
     programs: int  # that a multiprocessor runs at a time
 
 
-def default_config(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> DecodeConfig:
-    """What was fastest on an H200; half the tile where numbers or heads are twice as large."""
+@dataclass(frozen=True)
+class Configs:
+    """A configuration for steps of few rows, and one for steps of more than `few`."""
+
+    small: DecodeConfig
+    large: DecodeConfig
+    few: int = 0
+
+    def of(self, rows: int) -> DecodeConfig:
+        return self.small if rows <= self.few else self.large
+
+
+def default_configs(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> Configs:
+    """What was fastest on an H200; smaller tiles where numbers or heads are larger."""
     stages = 3 if gpu.capability in ((8, 0), (9, 0), (10, 0)) else 2
-    if dtype == torch.float32 or head_dim > 128:
-        return DecodeConfig(tile=32, warps=4, stages=stages, programs=3)
-    return DecodeConfig(tile=64, warps=2, stages=stages, programs=4)
+    if dtype == torch.float32:
+        config = DecodeConfig(32 if head_dim <= 64 else 16, warps=4, stages=stages, programs=3)
+    elif head_dim > 128:
+        config = DecodeConfig(tile=32, warps=4, stages=stages, programs=3)
+    else:
+        config = DecodeConfig(tile=64, warps=2, stages=stages, programs=4)
+    return Configs(small=config, large=config)
 
 
 @dataclass(frozen=True)
@@ -65,9 +84,10 @@ class DecodePlan:
 
     rows: int
     kv_len_S: Tensor  # int32
-    slot_S: Tensor | None  # int64: the row of the table of each sequence; None: its own number
+    slot_S: Tensor  # int64: the row of the table of each sequence
     table: Tensor  # int32 [S or Z + 1, W]
     block_tokens: int
+    config: DecodeConfig
     items: int  # I
     partial: Tensor  # float32, the sums of shared rows
     arrived: Tensor  # int32, the finished items of shared rows; zero between launches
@@ -86,7 +106,7 @@ class TritonDecode:
         dtype: torch.dtype,
         gpu: Gpu,
         torch_device: torch.device,
-        config: DecodeConfig | None = None,
+        configs: Configs | None = None,
     ) -> None:
         self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
         self._group = heads // kv_heads
@@ -94,9 +114,8 @@ class TritonDecode:
         self._dtype = dtype
         self._gpu = gpu
         self._device = torch_device
-        self._config = config or default_config(dtype, head_dim, gpu)
-        # Items whose programs all run at a time.
-        self._wave = max(2, gpu.multiprocessors * self._config.programs // self._head_tiles)
+        self._configs = configs or default_configs(dtype, head_dim, gpu)
+        self._constants: dict[DecodeConfig, dict[str, int | str | bool]] = {}
         # Graphs that were captured hold the older ones.
         self._workspaces = [self._workspace(ROWS)]
 
@@ -108,15 +127,29 @@ class TritonDecode:
         block_tokens: int,
         slot_S: Tensor | None = None,
     ) -> DecodePlan:
-        """Launches the balancing of rows without a window. May be captured."""
+        """Launches the balancing of rows without a window. May be captured.
+
+        Args:
+            kv_len_S: int32.
+            table: int32 [S or Z + 1, W]; contiguous rows.
+            slot_S: int64, the row of the table of each sequence; None: its own number.
+        """
         workspace = self._workspaces[-1]
         if rows > workspace.rows:
             assert not _is_capturing(self._device), f"no workspace was made for {rows} rows"
             workspace = self._workspace(triton.next_power_of_2(rows))
             self._workspaces.append(workspace)
-        items = self._items(rows)
+        config = self._configs.of(rows)
         plan = DecodePlan(
-            rows, kv_len_S, slot_S, table, block_tokens, items, workspace.partial, workspace.arrived
+            rows,
+            kv_len_S,
+            workspace.slot_S if slot_S is None else slot_S,
+            table,
+            block_tokens,
+            config,
+            self._items(rows, config),
+            workspace.partial,
+            workspace.arrived,
         )
         self._schedule(plan, 0)
         return plan
@@ -172,11 +205,16 @@ class TritonDecode:
             BLOCK_TOKENS=plan.block_tokens,
             SOFTCAP=softcap > 0.0,
             WINDOW=window > 0,
-            **self._constants,
+            **self._constants_of(plan.config),
         )
 
-    @cached_property
-    def _constants(self) -> dict[str, int | str | bool]:
+    def _constants_of(self, config: DecodeConfig) -> dict[str, int | str | bool]:
+        constants = self._constants.get(config)
+        if constants is None:
+            constants = self._constants[config] = self._make_constants(config)
+        return constants
+
+    def _make_constants(self, config: DecodeConfig) -> dict[str, int | str | bool]:
         group = min(triton.next_power_of_2(self._group), TILE_HEADS)
         dim = max(16, triton.next_power_of_2(self._head_dim))
         return {
@@ -187,18 +225,20 @@ class TritonDecode:
             "TILE_HEADS": TILE_HEADS,
             "GROUP_ROWS": group,
             "DIM": dim,
-            "TILE": self._config.tile,
-            "STAGES": self._config.stages,
+            "TILE": config.tile,
+            "STAGES": config.stages,
             "COMBINED": max(1, COMBINED // (group * dim)),
             "PRECISION": "ieee" if self._dtype == torch.float32 else "tf32",
             "ITEM": ITEM,
-            "num_warps": self._config.warps,
+            "num_warps": config.warps,
             **self._gpu.launch,
         }
 
-    def _items(self, rows: int) -> int:
+    def _items(self, rows: int, config: DecodeConfig) -> int:
         """Few rows are cut into one wave of items; many are left whole, but for the longest."""
-        return max(self._wave, rows + self._wave // 2)
+        # Items whose programs all run at a time.
+        wave = max(2, self._gpu.multiprocessors * config.programs // self._head_tiles)
+        return max(wave, rows + wave // 2)
 
     def _schedule(self, plan: DecodePlan, window: int) -> None:
         items = plan.items_by_window.get(window)
@@ -212,8 +252,8 @@ class TritonDecode:
             plan.rows,
             plan.items,
             window,
-            TILE=self._config.tile,
-            ROWS=max(16, triton.next_power_of_2(plan.rows)),
+            TILE=plan.config.tile,
+            ROWS=next((n for n in SCHEDULED if n >= plan.rows), triton.next_power_of_2(plan.rows)),
             ITEMS=ITEMS_A_PROGRAM,
             ITEM=ITEM,
             num_warps=4,
@@ -222,11 +262,11 @@ class TritonDecode:
 
     def _workspace(self, rows: int) -> _Workspace:
         group = min(triton.next_power_of_2(self._group), TILE_HEADS)
-        items = self._items(rows)
+        items = max(self._items(rows, c) for c in (self._configs.small, self._configs.large))
         numbers = items * self._head_tiles * group * (self._head_dim + 2)
         partial = torch.empty(numbers, dtype=torch.float32, device=self._device)
         arrived = torch.zeros(rows * self._head_tiles, dtype=torch.int32, device=self._device)
-        return _Workspace(rows, partial, arrived)
+        return _Workspace(rows, partial, arrived, torch.arange(rows, device=self._device))
 
 
 @dataclass(frozen=True)
@@ -234,6 +274,7 @@ class _Workspace:
     rows: int
     partial: Tensor
     arrived: Tensor
+    slot_S: Tensor  # int64: each row's own number
 
 
 def _is_capturing(device: torch.device) -> bool:
@@ -244,7 +285,7 @@ def _is_capturing(device: torch.device) -> bool:
     do_not_specialize=["rows", "items", "window"],
     do_not_specialize_on_alignment=["kv_len_S", "slot_S"],
 )
-def _schedule_kernel(  # noqa: PLR0915
+def _schedule_kernel(
     kv_len_S,
     slot_S,
     items_I8,
@@ -297,9 +338,7 @@ def _schedule_kernel(  # noqa: PLR0915
     mine = tl.where(is_used, mine, 0)
     base = tl.max(tl.where(is_before, end, 0), 1)
     my_len = tl.load(kv_len_S + mine, mask=is_used, other=0)
-    my_table = mine
-    if slot_S is not None:
-        my_table = tl.load(slot_S + mine, mask=is_used, other=0).to(tl.int32)
+    my_table = tl.load(slot_S + mine, mask=is_used, other=0)
     my_seen = tl.where(window > 0, tl.maximum(my_len - window, 0), 0)
     my_first = my_seen // TILE
     my_tiles = tl.cdiv(my_len, TILE) - my_first
@@ -310,7 +349,7 @@ def _schedule_kernel(  # noqa: PLR0915
     is_item = item < items
     out = items_I8 + item * ITEM
     tl.store(out, mine, mask=is_item)
-    tl.store(out + 1, my_table, mask=is_item)
+    tl.store(out + 1, my_table.to(tl.int32), mask=is_item)
     tl.store(out + 2, my_len, mask=is_item)
     tl.store(out + 3, tile_first, mask=is_item)
     tl.store(out + 4, tl.where(is_used, tile_end, tile_first), mask=is_item)

@@ -39,7 +39,8 @@ class PrefillConfig:
 def default_config(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> PrefillConfig:
     """Tiles that fit the registers and the shared memory of every device from Ampere on."""
     if dtype == torch.float32:
-        return PrefillConfig(queries=32, tile=32, warps=4, stages=1)
+        side = 32 if head_dim <= 64 else 16
+        return PrefillConfig(queries=side, tile=side, warps=4, stages=1)
     if head_dim > 128:
         return PrefillConfig(queries=64, tile=32, warps=4, stages=2)
     if gpu.capability == (9, 0):
