@@ -14,7 +14,8 @@ RUN /opt/maturin/bin/maturin build --release --locked --out /wheels
 FROM python:3.12-slim-bookworm AS base
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 g++ \
     && rm -rf /var/lib/apt/lists/* && pip install --no-cache-dir uv
-ENV HF_HOME=/data PORT=80
+# Without compiled bytecode every new container compiles thousands of modules before it starts.
+ENV HF_HOME=/data PORT=80 UV_COMPILE_BYTECODE=1
 WORKDIR /usr/src
 ENTRYPOINT ["headrace"]
 
@@ -25,6 +26,8 @@ RUN uv pip install --system --no-cache --torch-backend=cpu /wheels/*.whl \
     && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher && rm -rf /wheels
 
 FROM base AS cuda
+# On the volume, so that a new container finds what an earlier one compiled.
+ENV TRITON_CACHE_DIR=/data/triton
 RUN uv pip install --system --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --system --no-cache /wheels/*.whl \
