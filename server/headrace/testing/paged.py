@@ -38,11 +38,13 @@ class PagedRunner:
         blocks: int = 256,
         block_tokens: int = 16,
         fill: float = 0.0,
+        device: torch.device | None = None,
     ) -> None:
         spec = model.spec
         kv_heads = spec.local(ranks).kv_heads
         layout = KvLayout(spec.layers, kv_heads, spec.head_dim, block_tokens, dtype)
-        self.kv = KvPool(layout, blocks, torch.device("cpu"))
+        self._device = device or torch.device("cpu")
+        self.kv = KvPool(layout, blocks, self._device)
         if fill != 0.0:
             for layer in range(spec.layers):
                 for cache in self.kv.layer(layer):
@@ -73,17 +75,27 @@ class PagedRunner:
         position_T = np.arange(ends[-1]) - np.repeat(ends - length, length) + start[row_T]
         block_T = table_SB.numpy()[row_T, position_T // self._block_tokens].astype(np.int64)
         cells_T = block_T * self._block_tokens + position_T % self._block_tokens
+        shape = StepShape(
+            start,
+            length,
+            table_SB.to(self._device),
+            self._block_tokens,
+            kv_len_S=self._put(start + length),
+            first_S1=self._put(np.concatenate(([0], ends)).astype(np.int32)),
+            decode_rows=next((row for row, n in enumerate(length) if n != 1), len(rows)),
+        )
         step = StepContext(
-            positions_T=torch.from_numpy(position_T.astype(np.int64)),
-            cells_T=torch.from_numpy(cells_T),
-            sampled_S=torch.arange(ends[-1]) if every else torch.from_numpy(ends - 1),
-            attention=self._ops.paged_attention.plan(
-                StepShape(start, length, table_SB, self._block_tokens)
-            ),
+            positions_T=self._put(position_T.astype(np.int64)),
+            cells_T=self._put(cells_T),
+            sampled_S=self._put(np.arange(ends[-1]) if every else ends - 1),
+            attention=self._ops.paged_attention.plan(shape),
             kv=self.kv,
         )
         ids = [token for _, tokens in rows for token in tokens]
-        return self._model(torch.tensor(ids), step).float()
+        return self._model(torch.tensor(ids, device=self._device), step).float()
+
+    def _put(self, column: np.ndarray) -> Tensor:
+        return torch.from_numpy(column).to(self._device)
 
     def greedy(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         """Returns the next `tokens` most likely tokens of each prompt, all run as one batch."""
