@@ -30,27 +30,40 @@ class Setting:
     gated: bool = False  # whether the product ends in silu(gate) * up
 
 
-_TALL = Setting(1, 16, 512, 4, prefetch=64)
-_WIDE = Setting(1, 8, 512, 4, prefetch=64)
-_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=64)
+# Tiles run in several waves: dependents that start at once would take room from the later ones.
+_TALL = Setting(1, 4, 2048, 3)
+_WIDE = Setting(1, 16, 512, 4)
+_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=64, late=True)
+_TILE_32 = replace(_TILE, rows=32)
+_TILE_64 = replace(_TILE, rows=64, stages=3)
 
 # Of Llama-3.1-8B: (N, K) of a weight to the setting of each bucket, None for cuBLAS.
 H200: dict[tuple[int, int], tuple[Setting | None, ...]] = {
-    (6144, 4096): (_TALL, replace(_TILE, split=4, stages=3), None, None),
-    (4096, 4096): (_TALL, replace(_TILE, split=4), None, None),
-    (28672, 4096): (replace(_WIDE, stages=2), _TILE, None, None),
-    (4096, 14336): (_WIDE, replace(_TILE, split=4), None, None),
-    (128256, 4096): (replace(_WIDE, block_k=1024), _TILE, None, None),
+    (6144, 4096): (
+        _TALL,
+        replace(_TILE, block_n=128, block_k=64, split=4),
+        replace(_TILE_32, split=2),
+        None,
+    ),
+    (4096, 4096): (_TALL, replace(_TILE, split=4), replace(_TILE_32, split=4), None),
+    (28672, 4096): (_WIDE, _TILE, replace(_TILE_32, block_n=128, stages=3, warps=8), None),
+    (4096, 14336): (
+        replace(_TALL, block_n=8, block_k=1024, stages=4),
+        replace(_TILE, split=4),
+        replace(_TILE_32, split=4),
+        replace(_TILE_64, split=4),
+    ),
+    (128256, 4096): (
+        None,
+        replace(_TILE, block_n=128, stages=3, warps=8),
+        replace(_TILE_32, block_n=128, block_k=64),
+        replace(_TILE_64, block_n=128, block_k=64, stages=4),
+    ),
 }
 
 # Gate and up in one weight of 2 N rows, by (N, K): the product with the activation.
 H200_GATED: dict[tuple[int, int], tuple[Setting | None, ...]] = {
-    (14336, 4096): (
-        Setting(1, 4, 512, 3, prefetch=64, gated=True),
-        Setting(16, 64, 64, 3, swap=True, prefetch=64, gated=True),
-        None,
-        None,
-    ),
+    (14336, 4096): (replace(_WIDE, block_n=8, stages=3, gated=True), None, None, None),
 }
 
 # Programs a device with 132 multiprocessors should have at least.
@@ -80,4 +93,4 @@ def _by_rule(outputs: int, inputs: int) -> tuple[Setting | None, ...]:
     split = 1
     while outputs // 64 * split < _PROGRAMS_MIN and inputs // split > 1024:
         split *= 2
-    return (vector, replace(_TILE, split=split), None, None)
+    return (vector, replace(_TILE, split=split), replace(_TILE_32, split=split), None)
