@@ -25,12 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.comm import SingleComm
 from headrace.device import open_device
-from headrace.executor import Engine, Executor, GraphInputs, Preparation
-from headrace.models import load_model, read_spec
-from headrace.ops import sampling, select
+from headrace.executor import Engine, Executor, Preparation
 from headrace.telemetry import NoTracer
+from headrace.testing.engine import load as load_engine
 from headrace.wire import Binding, Plan, RowFlag, Sampling, decode_result, encode_plan
 
 LLAMA_8B: dict[str, Any] = {
@@ -187,34 +185,7 @@ def i32(values: list[int]) -> np.ndarray:
 @torch.inference_mode()
 def load(folder: Path, load_format: str) -> Engine:
     """One rank's engine, on the GPU."""
-    device = open_device("cuda")
-    device.start()
-    spec = read_spec(folder)
-    dtype = device.default_dtype(spec.checkpoint_dtype).dtype
-    ops = select(spec.op_spec(dtype, 1), device)
-    print(ops.table(), flush=True)
-    comm = SingleComm()
-    model = load_model(
-        folder, device=device, dtype=dtype, comm=comm, ops=ops, load_format=load_format
-    )
-    return Engine(
-        device=device,
-        comm=comm,
-        model=model,
-        attention=ops.paged_attention,
-        sampling=sampling.select(device),
-        architecture=spec.architecture,
-        vocab_size=spec.vocab_size,
-        context_tokens_max=spec.context_tokens_max,
-        layers=spec.layers,
-        kv_heads=spec.local(1).kv_heads,
-        head_dim=spec.head_dim,
-        dtype=dtype,
-        weight_bytes=model.weight_bytes,
-        kv_bytes_max=0,
-        logits_dtype=dtype,
-        graph_inputs=GraphInputs(ops.decode_inputs, model.rotary.tabulate(spec.context_tokens_max)),
-    )
+    return load_engine(folder, open_device("cuda"), load_format=load_format)
 
 
 def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[str, Any]:
