@@ -1,0 +1,160 @@
+"""Whole models on a GPU, graphs and all: the CPU's tokens, transformers' tokens, flat memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planner import Planner, Sequence
+from test_invariance import PROMPTS, SAMPLINGS
+from test_smollm2 import PROMPTS as TEXTS
+from test_smollm2 import cached
+
+from headrace.device import open_device
+from headrace.executor import Preparation, Runner
+from headrace.models import ARCHITECTURES
+from headrace.testing import engine
+from headrace.testing.tiny import Tiny
+from headrace.wire import Plan, Result
+
+pytestmark = pytest.mark.gpu
+WANTED = Preparation(
+    first_step=0,
+    block_tokens=16,
+    slots_max=64,
+    state_slots_max=64,
+    step_tokens_max=2048,
+    step_rows_max=64,
+)
+BLOCKS = 1024
+WAYS: dict[str, dict[str, Any]] = {
+    "one batch": {},
+    "chunks": {"chunk": 7},
+    "cache hits in chunks": {"share": True, "chunk": 5},
+    "preemption, depth 3, cache hits": {"preempt_every": 4, "depth": 3, "share": True},
+    "no pipeline": {"depth": 1, "from_slot": False},
+    "another order": {"reverse": True},
+}
+# How much farther from float32's logits than transformers' bfloat16 ours may be.
+FARTHER = 1.5
+
+
+@torch.inference_mode()
+def made(folder: Path, device: str, dtype: torch.dtype, **changes: Any) -> Runner:
+    loaded = engine.load(folder, open_device(device), dtype=dtype)
+    return engine.runner(loaded, replace(WANTED, **changes), BLOCKS)
+
+
+def drawn(runner: Runner, requests: list[Sequence], **knobs: Any) -> list[list[int]]:
+    @torch.inference_mode()
+    def execute(plan: Plan) -> Result:
+        return runner.execute(plan)
+
+    Planner(blocks=BLOCKS, block_tokens=16, running_max=32, **knobs).run(execute, requests)
+    return [request.tokens for request in requests]
+
+
+def requests() -> list[Sequence]:
+    cases = [(prompt, kind) for prompt in PROMPTS for kind in SAMPLINGS]
+    return [Sequence(prompt, 6 + i % 9, kind) for i, (prompt, kind) in enumerate(cases)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float32_tokens_are_the_cpus(tmp_path: Path, architecture: str) -> None:
+    windows = {"sliding_window": 10} if architecture == "MistralForCausalLM" else {}
+    folder = Tiny(architecture, config=windows).write(tmp_path)
+    expected = drawn(made(folder, "cpu", torch.float32), requests())
+    for name, knobs in WAYS.items():
+        runner = made(folder, "cuda", torch.float32)
+        assert drawn(runner, requests(), **knobs) == expected, name
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    found = cached()
+    if found is None:
+        pytest.skip("SmolLM2-135M is not on this machine")
+    return found
+
+
+@torch.inference_mode()
+def theirs(folder: Path, dtype: torch.dtype) -> tuple[list[list[int]], list[list[int]], Any]:
+    """Prompts, transformers' greedy tokens on this GPU, and its model."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).cuda().eval()
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    tokens = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt], device="cuda")
+        output = model.generate(ids, max_new_tokens=32, min_new_tokens=32, do_sample=False)
+        tokens.append(output[0, len(prompt) :].tolist())
+    return prompts, tokens, model
+
+
+def test_float32_tokens_are_those_of_transformers(smollm2: Path) -> None:
+    prompts, expected, _ = theirs(smollm2, torch.float32)
+    ours = [Sequence(prompt, 32) for prompt in prompts]
+    assert drawn(made(smollm2, "cuda", torch.float32), ours) == expected
+
+
+@torch.inference_mode()
+def test_bfloat16_logprobs_are_as_near_to_float32_as_those_of_transformers(smollm2: Path) -> None:
+    prompts, tokens, exact = theirs(smollm2, torch.float32)
+    _, _, half = theirs(smollm2, torch.bfloat16)
+    runner = made(smollm2, "cuda", torch.bfloat16)
+    whole = [prompt + answer for prompt, answer in zip(prompts, tokens, strict=True)]
+    ours = [Sequence(known, 1, prompt_logprobs=True) for known in whole]
+    told: dict[int, list[float]] = {}
+
+    def execute(plan: Plan) -> Result:
+        result = runner.execute(plan)
+        at = 0
+        for row, length in enumerate(plan.row_len_S.tolist()):
+            slot = int(plan.row_slot_S[row])
+            told.setdefault(slot, []).extend(result.prompt_logprob[at : at + length].tolist())
+            at += length
+        return result
+
+    errors: list[list[np.ndarray]] = [[], []]
+    for one, known in zip(ours, whole, strict=True):
+        told.clear()
+        Planner(blocks=BLOCKS, block_tokens=16).run(execute, [one])
+        (mine,) = (np.array(values[1 : len(known)]) for values in told.values())
+        reference = logprobs(exact, known)
+        errors[0].append(np.abs(mine - reference))
+        errors[1].append(np.abs(logprobs(half, known) - reference))
+    mine, his = (np.concatenate(found) for found in errors)
+    assert mine.mean() <= FARTHER * his.mean(), (mine.mean(), his.mean())
+    assert mine.max() <= 2 * FARTHER * his.max(), (mine.max(), his.max())
+
+
+def logprobs(model: Any, known: list[int]) -> np.ndarray:
+    """The log-probability of each token but the first, given those before it."""
+    ids = torch.tensor(known, device="cuda")
+    logits_TV = model(ids[None]).logits[0].float().log_softmax(-1)
+    return logits_TV[:-1].gather(1, ids[1:, None])[:, 0].cpu().numpy()
+
+
+def test_nothing_is_allocated_under_load(tmp_path: Path) -> None:
+    folder = Tiny(width=256, heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16).write(tmp_path)
+    runner = made(folder, "cuda", torch.bfloat16)
+    drawn(runner, requests())  # Whatever is made at a first step is made.
+    torch.cuda.synchronize()
+    free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
+    for knobs in WAYS.values():
+        drawn(made_again(runner), requests(), **knobs)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == reserved
+    assert torch.cuda.mem_get_info()[0] >= free
+
+
+def made_again(runner: Runner) -> Runner:
+    """The same runner with its steps counted from 0 and every slot free."""
+    runner._next_step = 0
+    runner.slots.bound_Z[:] = False
+    return runner
