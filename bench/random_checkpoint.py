@@ -165,7 +165,7 @@ def write_shard(
                 values.fill_(1.0)
             else:
                 values.normal_(0.0, DEVIATION, generator=generator)
-            file.write(memoryview(values.cpu().view(-1).view(torch.uint8).numpy()))
+            file.write(values.cpu().view(-1).view(torch.uint8).numpy().data)
 
 
 def write_weights(folder: Path, config: dict[str, Any], seed: int, threads: int) -> int:
