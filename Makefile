@@ -7,7 +7,7 @@ ARGS ?=
 export PYTHONUNBUFFERED := 1
 
 # Everything the wheel is made of: when none of it is newer than the stamp, nothing is built.
-SOURCES := $(shell find router launcher proto server -type f \
+SOURCES := $(shell find router launcher bench/client proto server -type f \
 	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' -o -name flags.txt \) \
 	-not -path '*/tests/*' -not -path '*/_native/*') \
 	Cargo.toml Cargo.lock pyproject.toml tools/install.sh tools/constraints.txt
@@ -44,12 +44,12 @@ fix: ## format everything
 	$(BIN)/ruff format server integration-tests bench tools
 	$(BIN)/ruff check --fix server integration-tests bench tools
 
-gpu: install ## what needs a device
+gpu: install ## what needs a CUDA device, and a table of it
 	@tools/install.sh extra test
-	$(BIN)/python -m pytest -m gpu
+	@tools/gpu.sh $(ARGS)
 
-bench: install ## what the load generator takes (bench/README.md says the rest)
-	$(BIN)/python bench/load.py --help
+bench: install ## what can be measured (bench/README.md says the rest)
+	@$(BIN)/headrace bench $(or $(ARGS),--help)
 
 clean: ## forget the environment and the build
 	rm -rf $(VENV) target .cache server/headrace/_native

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 
 from headrace.testing.tiny import Tiny
-from stack import Stack
+from stack import FLAGS, Stack
 
 # Small and exact: float32, a context that a test can fill.
 TINY = Tiny(config={"max_position_embeddings": 512})
-# A pool of a few hundred blocks: nothing here needs the default, which is touched at once.
-FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "16000000")
 
 
 @pytest.fixture(scope="session")

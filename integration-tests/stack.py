@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HEADRACE = Path(sys.executable).parent / "headrace"
+HEADRACE = Path(os.environ.get("HEADRACE") or Path(sys.executable).parent / "headrace")
+# A pool of a few hundred blocks: nothing here needs the default, which is touched at once.
+FLAGS = ("--device", "cpu", "--dtype", "float32", "--threads", "1", "--kv-memory", "16000000")
 READY_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 60.0
 

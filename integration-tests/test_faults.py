@@ -8,8 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from conftest import FLAGS
-from stack import HEADRACE, Stack, alive
+from stack import FLAGS, HEADRACE, Stack, alive
 
 LONG = {"inputs": "a long story", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
 
