@@ -24,6 +24,16 @@ fn help_and_version_are_answers_and_not_errors() {
             assert!(text.contains(part), "no `{part}` in {text}");
         }
     }
+    for (args, part) in [
+        (&["bench", "--help"][..], "headrace bench offline"),
+        (&["bench", "offline", "--help"], "--batches"),
+        (&["bench", "http", "-h"], "--concurrency"),
+    ] {
+        let output = headrace("headrace", args);
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
     let output = headrace("headrace", &["serve", "--version"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(
@@ -34,8 +44,15 @@ fn help_and_version_are_answers_and_not_errors() {
 
 #[test]
 fn a_mistyped_command_line_is_refused() {
-    let table: [(&str, &[&str], i32, &str); 5] = [
+    let table: [(&str, &[&str], i32, &str); 7] = [
         ("headrace", &["sreve"], 2, "unknown command `sreve`"),
+        ("headrace", &["bench", "x"], 2, "unknown benchmark x"),
+        (
+            "headrace",
+            &["bench", "offline", "--mixes", "1x2"],
+            2,
+            "is not of the form 1000x512/256",
+        ),
         (
             "text-generation-launcher",
             &["router"],
