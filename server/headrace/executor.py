@@ -36,7 +36,7 @@ from headrace.sampler import Drawn, Outputs, Sampler
 from headrace.slots import SlotRows
 from headrace.startup import Phases
 from headrace.telemetry import Tracer, trace_contexts
-from headrace.warm import warm_plans
+from headrace.warm import CROWD, warm_plans
 from headrace.wire import Mask, Plan, Result, decode, encode_result
 
 log = logging.getLogger(__name__)
@@ -460,7 +460,8 @@ def _measure_graphs(engine: Engine, wanted: Preparation, sizes: tuple[int, ...])
 
 def _warm(engine: Engine, wanted: Preparation) -> None:
     """Executes made-up plans of the largest size, so that what is loaded lazily is loaded."""
-    plans, blocks = warm_plans(wanted, engine.context_tokens_max)
+    crowd = CROWD if engine.device.asynchronous else 0
+    plans, blocks = warm_plans(wanted, engine.context_tokens_max, crowd)
     runner = Runner(engine, wanted, blocks)
     for plan in plans:
         runner.execute(plan)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,60 +24,93 @@ VARIANTS = (
 )
 
 
-def warm_plans(wanted: Preparation, context_tokens_max: int) -> tuple[list[Plan], int]:
-    """A largest prefill chunk beside short ones, then a decode step of all its rows.
+# Rows more than any kernel is compiled for as "few"; more than so many decode beside a prompt once.
+CROWD = 72
+
+# Tokens of the prompt's chunks in mixed steps.
+CHUNK = 2
+
+
+def warm_plans(
+    wanted: Preparation, context_tokens_max: int, crowd: int = 0
+) -> tuple[list[Plan], int]:
+    """A largest prefill chunk beside short ones, then decode steps, alone and beside a chunk.
+
+    Args:
+        crowd: rows of these steps at least, where kernels differ by the number of rows.
 
     Returns: the plans, and how many blocks they need, scrap included.
     """
-    rows = min(len(VARIANTS), wanted.slots_max, wanted.step_rows_max, wanted.step_tokens_max)
+    rows = min(
+        max(len(VARIANTS), crowd),
+        *(wanted.slots_max, wanted.step_rows_max, wanted.step_tokens_max),
+    )
     variants = [v for v in VARIANTS if wanted.state_slots_max or not v.needs_history()]
-    rows = min(rows, len(variants))
-    longest = min(wanted.step_tokens_max - (rows - 1), context_tokens_max - 1)
+    # Later steps add a token to every row, and two chunks to the first.
+    room = context_tokens_max - 1 - 2 * CHUNK
+    mixes = rows > 1 and room > 0 and wanted.step_tokens_max > rows + CHUNK
+    longest = min(
+        wanted.step_tokens_max - (rows - 1), room if mixes else max(context_tokens_max - 1, 1)
+    )
     length_S = np.ones(rows, np.int32)
     length_S[0] = longest
-    block_S = -(-(length_S + 1) // wanted.block_tokens)
+    ends_S = length_S + 4
+    ends_S[0] = min(longest + 1 + 2 * CHUNK, context_tokens_max)
+    block_S = -(-np.minimum(ends_S, context_tokens_max) // wanted.block_tokens)
     blocks = int(block_S.sum()) + 1
-    no_ints = np.zeros(0, np.int32)
-    slot_S = np.arange(rows, dtype=np.int32)
-    prompt = np.zeros(int(length_S.sum()), np.int32)
-    bindings = [
-        Binding(slot, 0, variants[slot], np.zeros(1, np.int32), int(length_S[slot]), 0)
-        for slot in range(rows)
-    ]
-    first = Plan(
-        step=wanted.first_step,
-        data=b"",
-        release_slot=no_ints,
-        bindings=bindings,
-        zero_block=no_ints,
-        append_slot=slot_S,
+    steps = _Steps(wanted.first_step, rows)
+    slot_S = np.arange(rows)
+    one_S = np.ones(rows, np.int32)
+    steps.add(
+        slot_S,
+        length_S,
+        bindings=[
+            Binding(slot, 0, variants[slot % len(variants)], NO_TOKEN, int(length_S[slot]), 0)
+            for slot in range(rows)
+        ],
+        append_slot=slot_S.astype(np.int32),
         append_at=np.zeros(rows, np.int32),
         append_len=block_S.astype(np.int32),
         append_block=np.arange(1, blocks, dtype=np.int32),
-        row_slot_S=slot_S,
-        row_start_S=np.zeros(rows, np.int32),
-        row_len_S=length_S,
-        row_flags_S=np.full(rows, int(RowFlag.SAMPLE), np.int32),
-        token_id=prompt,
-        trace_row=no_ints,
-        trace_context=b"",
     )
-    second = Plan(
-        step=wanted.first_step + 1,
-        data=b"",
-        release_slot=no_ints,
-        bindings=[],
-        zero_block=np.array([blocks - 1], np.int32),
-        append_slot=no_ints,
-        append_at=no_ints,
-        append_len=no_ints,
-        append_block=no_ints,
-        row_slot_S=slot_S,
-        row_start_S=length_S,
-        row_len_S=np.ones(rows, np.int32),
-        row_flags_S=np.full(rows, int(RowFlag.SAMPLE | RowFlag.FROM_SLOT), np.int32),
-        token_id=no_ints,
-        trace_row=no_ints,
-        trace_context=b"",
-    )
-    return [first, second], blocks
+    steps.add(slot_S, one_S, zero_block=np.array([blocks - 1], np.int32))
+    if mixes:
+        # Decode rows come first, as the router puts them.
+        steps.add(np.roll(slot_S, -1), np.append(one_S[1:], np.int32(CHUNK)))
+        steps.add(np.array([1, 0]), np.array([1, CHUNK], np.int32))
+    return steps.plans, blocks
+
+
+NO_TOKEN = np.zeros(1, np.int32)
+NO_INTS = np.zeros(0, np.int32)
+
+
+class _Steps:
+    """Plans in order, for slots whose lengths it knows."""
+
+    def __init__(self, first_step: int, slots: int) -> None:
+        self.plans: list[Plan] = []
+        self._step = first_step
+        self._length_Z = np.zeros(slots, np.int32)
+
+    def add(self, slot_S: np.ndarray, length_S: np.ndarray, **columns: Any) -> None:
+        """A plan of rows that are all sampled, each where its slot's last one ended.
+
+        Rows of one token take the one that was drawn; all other tokens are 0.
+        """
+        start_S = self._length_Z[slot_S]
+        from_slot_S = (length_S == 1) & (start_S > 0)
+        flag_S = np.full(slot_S.size, int(RowFlag.SAMPLE), np.int32)
+        flag_S[from_slot_S] |= int(RowFlag.FROM_SLOT)
+        values: dict[str, Any] = {field.name: NO_INTS for field in dataclasses.fields(Plan)}
+        values |= {"step": self._step, "data": b"", "bindings": [], "trace_context": b""}
+        values |= {
+            "row_slot_S": slot_S.astype(np.int32),
+            "row_start_S": start_S,
+            "row_len_S": length_S,
+            "row_flags_S": flag_S,
+            "token_id": np.zeros(int(length_S[~from_slot_S].sum()), np.int32),
+        }
+        self.plans.append(Plan(**(values | columns)))
+        self._length_Z[slot_S] += length_S
+        self._step += 1

@@ -17,7 +17,7 @@ from headrace.device.cpu import CpuDevice
 from headrace.errors import PlanError
 from headrace.executor import INBOX_MAX, Engine, Executor, Preparation, Runner
 from headrace.telemetry import NoTracer, TraceContext
-from headrace.warm import warm_plans
+from headrace.warm import CROWD, warm_plans
 from headrace.wire import (
     Mask,
     Plan,
@@ -269,14 +269,22 @@ def test_trace_contexts_reach_the_tracer():
 
 
 @pytest.mark.parametrize("state_slots", [0, 4])
+@pytest.mark.parametrize("crowd", [0, CROWD])
+@pytest.mark.parametrize("context", [2, 6, 256])
 @pytest.mark.parametrize(
-    ("tokens", "slots", "rows"), [(64, 8, 8), (1, 1, 1), (5, 3, 8), (2048, 9, 9)]
+    ("tokens", "slots", "rows"),
+    [(64, 8, 8), (1, 1, 1), (5, 3, 8), (16, 2, 2), (2048, 9, 9), (2048, 100, 100)],
 )
-def test_warm_plans_are_valid(tokens: int, slots: int, rows: int, state_slots: int):
+def test_warm_plans_are_valid(
+    tokens: int, slots: int, rows: int, context: int, crowd: int, state_slots: int
+):
     wanted = preparation(
         step_tokens_max=tokens, slots_max=slots, step_rows_max=rows, state_slots_max=state_slots
     )
-    plans, blocks = warm_plans(wanted, 256)
+    plans, blocks = warm_plans(wanted, context, crowd)
+    if crowd and rows == 100 and context == 256:
+        assert [one.row_slot_S.size for one in plans] == [CROWD, CROWD, CROWD, 2]
+        assert plans[2].row_len_S[-1] > 1 and not (plans[2].row_len_S[:-1] > 1).any()
     runner = Runner(fake_engine(), wanted, blocks)
     assert all(runner.execute(one).token_id.size for one in plans)
 
