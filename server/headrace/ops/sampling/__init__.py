@@ -43,12 +43,11 @@ def select(device: Device, reference: bool = False) -> SamplingBackend:
     # NumPy's searches are vectorised, PyTorch's on the CPU are not: a tenth of the time.
     if device.kind == "cpu":
         return BatchedSampling(Search(_host_argmax, _host_at_least))
-    anywhere = BatchedSampling(Search(_argmax, _at_least))
     if why_not(device) is not None:
-        return anywhere
+        return BatchedSampling(Search(_argmax, _at_least))
     from headrace.ops.sampling.triton import TritonSampling
 
-    return TritonSampling(gpu(device), anywhere)
+    return TritonSampling(gpu(device), device.to_device)
 
 
 def _host_argmax(x_RV: Tensor) -> Tensor:

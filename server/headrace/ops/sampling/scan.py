@@ -21,6 +21,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # 1 / temperature is at most this: a difference of zero stays zero beside it.
 INVERSE_MAX = tl.constexpr(1e30)
 
+# `key_of` infinity.
+KEY_INF = tl.constexpr(0x7F800000)
+
 
 @triton.jit
 def inverse_of(temperature):
@@ -29,19 +32,20 @@ def inverse_of(temperature):
     return tl.minimum(1.0 / warm, INVERSE_MAX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["knob_stride", "group"])
 def scan_kernel(
     logits_SV,
     row_stride,
     vocab,
     row_R,  # the row of each program; unused unless CHOSEN
     temperature_S,  # unused unless TEMPERED
+    knob_stride,  # entries from one row's temperature to the next one's
     best_SC,  # float32: the piece's maximum
     mass_SC,  # float32: Σ exp((x - maximum) / temperature); 0 of a piece of -inf, NaN of a bad one
     where_SC,  # int32: the first token with the maximum
     maxima_SX,  # float32: the chunks' maxima; unused unless MAXIMA
     pieces,
-    GROUP: tl.constexpr,  # pieces of a program
+    group,  # pieces of a program
     PIECE: tl.constexpr,
     CHUNK: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -57,19 +61,20 @@ def scan_kernel(
         row = tl.load(row_R + row).to(tl.int64)
     scale = LOG2_E
     if TEMPERED:
-        scale = inverse_of(tl.load(temperature_S + row)) * LOG2_E
+        scale = inverse_of(tl.load(temperature_S + row * knob_stride)) * LOG2_E
     chunk = tl.arange(0, PIECE // CHUNK)
     inside = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    first = tl.program_id(0) * GROUP
+    first = tl.program_id(0) * group
     logits_V = logits_SV + row * row_stride
     token = first * PIECE + inside
+    stop = (first + group) * PIECE
     following = tl.load(logits_V + token, mask=token < vocab, other=-float("inf"))
-    for index in tl.static_range(GROUP):  # pyright: ignore[reportGeneralTypeIssues]
+    for index in range(group):
         x = following.to(tl.float32)
-        if index + 1 < GROUP:
-            # The next piece is under way while this one is worked on.
-            ahead = token + PIECE
-            following = tl.load(logits_V + ahead, mask=ahead < vocab, other=-float("inf"))
+        # The next piece is under way while this one is worked on.
+        ahead = token + PIECE
+        is_ours = (ahead < vocab) & (ahead < stop)
+        following = tl.load(logits_V + ahead, mask=is_ours, other=-float("inf"))
         maxima = tl.max(x, axis=1)
         best = tl.max(maxima, axis=0)
         # A piece without a possible token weighs nothing, rather than NaN.
@@ -84,7 +89,7 @@ def scan_kernel(
             tl.store(where_SC + at, where)
             if MAXIMA:
                 tl.store(maxima_SX + at * (PIECE // CHUNK) + chunk, maxima)
-        token += PIECE
+        token = ahead
 
 
 @triton.jit
@@ -106,6 +111,37 @@ def pieces_of(best_SC, mass_SC, row, pieces, inverse, PIECES: tl.constexpr):
     return maxima, masses, best, mass, (mass >= 0.5) == 0  # pyright: ignore[reportOperatorIssue]
 
 
+@triton.jit
+def key_of(x):
+    """An int32 in the order of the floats; of -0 and 0 the same. Low bits stay zero where they are.
+
+    So a search over the keys of 16-bit floats needs to look at the high bits only.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+@triton.jit
+def x_of(key):
+    """The float32 that has a key."""
+    return tl.where(key < 0, -key | -0x80000000, key).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def store_frame(frame_SF, limits_SF, row, best, inverse, log_mass, high, low, low_token):
+    """What is left of a row's distribution, and how probable its tokens are.
+
+    log p(x) = (x - best) · inverse - log_mass. Left are the keys up to `high` and above `low`, and
+    those at `low` up to the id `low_token`: every filter leaves such an interval.
+    """
+    tl.store(frame_SF + row * 3, best.to(tl.float64))
+    tl.store(frame_SF + row * 3 + 1, inverse)
+    tl.store(frame_SF + row * 3 + 2, log_mass)
+    tl.store(limits_SF + row * 3, high)
+    tl.store(limits_SF + row * 3 + 1, low)
+    tl.store(limits_SF + row * 3 + 2, low_token)
+
+
 @triton.jit(do_not_specialize_on_alignment=["token_S", "logprob_S", "bad_S"])
 def best_kernel(
     best_SC,
@@ -117,13 +153,13 @@ def best_kernel(
     token_S,
     logprob_S,
     bad_S,
-    frame_SF,  # float64: what log-probabilities are told from; unused unless FRAME
+    frame_SF,  # see `store_frame`; unused unless CHOSEN
+    limits_SF,
     vocab,
     pieces,
     PIECES: tl.constexpr,  # the power of two at or above `pieces`
     CHOSEN: tl.constexpr,
     ACCEPT: tl.constexpr,
-    FRAME: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The best token of a row, the first of equals."""
@@ -144,13 +180,34 @@ def best_kernel(
     tl.store(bad_S + row, bad)
     if ACCEPT:
         tl.store(last_token_Z + tl.load(slot_S + row), token)
-    if FRAME:
-        store_frame(frame_SF, row, best, 1.0, log_mass)
+    if CHOSEN:
+        store_frame(frame_SF, limits_SF, row, best, 1.0, log_mass, KEY_INF, -KEY_INF, -1)
 
 
 @triton.jit
-def store_frame(frame_SF, row, best, inverse, log_mass):
-    """log p(x) = (x - best) · inverse - log_mass."""
-    tl.store(frame_SF + row * 3, best.to(tl.float64))
-    tl.store(frame_SF + row * 3 + 1, inverse)
-    tl.store(frame_SF + row * 3 + 2, log_mass)
+def raw_kernel(
+    logits_SV,
+    row_stride,
+    best_SC,
+    mass_SC,
+    row_R,
+    token_S,
+    logprob_S,
+    frame_SF,  # see `store_frame`
+    limits_SF,
+    pieces,
+    PIECES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """How probable a row's token is by the logits as they were given."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.load(row_R + tl.program_id(0)).to(tl.int64)
+    _, _, best, mass, bad = pieces_of(best_SC, mass_SC, row, pieces, 1.0, PIECES)
+    token = tl.load(token_S + row)
+    x = tl.load(logits_SV + row * row_stride + token).to(tl.float32)
+    log_mass = tl.log(mass)
+    logprob = (x - best).to(tl.float64) - log_mass
+    tl.store(logprob_S + row, tl.where(bad, 0.0, logprob).to(tl.float32))
+    store_frame(frame_SF, limits_SF, row, best, 1.0, log_mass, KEY_INF, -KEY_INF, -1)

@@ -1,21 +1,50 @@
-"""Sampling in Triton: as `reference.py` says, without the host ever waiting for the device."""
+"""Sampling in Triton: as `reference.py` says, without the host ever waiting for the device.
 
-# S sampled rows · V vocabulary · C pieces of a row · Z slots
+Features are known on the host, so it decides which kernels a step launches, and for which rows;
+what they find there stays on the device.
+
+Where tokens could differ from the reference's: what a token weighs is a float32, so a draw within
+about 1e-6 of the boundary between two tokens may fall on either side, and a nucleus that ends
+within 1e-6 of top-p may hold one token more or less. A row whose every token is banned is bad.
+"""
+
+# S sampled rows · V vocabulary · C pieces of a row · X chunks · Z slots · L rows with a list
+# R rows of a launch · K alternatives
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
 
-from headrace.ops.sampling.base import SampleRows, Samples, SamplingBackend
-from headrace.ops.sampling.scan import CHUNK, PIECE, best_kernel, scan_kernel
+from headrace.ops.sampling.base import Alternatives, Feature, Knobs, SampleRows, Samples
+from headrace.ops.sampling.draw import draw_filtered_kernel, draw_whole_kernel, edit_kernel
+from headrace.ops.sampling.groups import Groups
+from headrace.ops.sampling.lists import (
+    CANDIDATES,
+    LIST,
+    alternatives_kernel,
+    bound_kernel,
+    collect_kernel,
+)
+from headrace.ops.sampling.scan import CHUNK, PIECE, best_kernel, raw_kernel, scan_kernel
 from headrace.ops.triton import Gpu
 
 # Pieces that are enough to keep a device busy when each is a program of its own.
 PIECES_ALONE = 2048
+
+# Alternatives that are told because they tie with the last one wanted; more are left out.
+TIES_MAX = 32
+
+# Low bits of `key_of` that are zero for every logit of a dtype.
+ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
+
+EDITS = Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN
 
 
 @dataclass(frozen=True)
@@ -35,12 +64,23 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What one pass over some rows' logits leaves; see `scan_kernel`."""
+class Sizes:
+    """Powers of two that kernels are compiled for; smaller where they are interpreted."""
 
+    piece: int = PIECE
+    listed: int = LIST
+    candidates: int = CANDIDATES
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Some rows' logits, and what one pass over them leaves; see `scan_kernel`."""
+
+    x_SV: Tensor
     best_SC: Tensor
     mass_SC: Tensor
     where_SC: Tensor
+    maxima_SX: Tensor | None
 
     @property
     def pieces(self) -> int:
@@ -48,25 +88,45 @@ class Scan:
         return self.best_SC.shape[1]
 
 
+@dataclass(frozen=True)
+class Lists:
+    """The best tokens of some rows; see `collect_kernel`."""
+
+    found_L: Tensor
+    list_LN: Tensor
+    list_token_LN: Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a step's kernels fill, a row each."""
+
+    samples: Samples
+    frame_SF: Tensor
+    limits_SF: Tensor
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """In the order in which kernels take them."""
+        made = self.samples
+        return made.token_S, made.logprob_S, made.bad_S, self.frame_SF, self.limits_SF
+
+
 class TritonSampling:
     """The sampler of CUDA devices."""
 
     takes_half = True
 
-    def __init__(self, gpu: Gpu, others: SamplingBackend, piece: int = PIECE) -> None:
+    def __init__(
+        self, gpu: Gpu, to_device: Callable[[np.ndarray], Tensor], sizes: Sizes | None = None
+    ) -> None:
         """
         Args:
-            others: draws the rows of steps that want more than the best tokens.
-            piece: tokens of a piece, a power of two; smaller where kernels are interpreted.
+            to_device: starts a copy of an array to the device, and does not wait for it.
         """
         self._gpu = gpu
-        self._others = others
-        self._piece = piece
-
-    def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
-        if rows.features_S.any():
-            return self._others.sample(logits_SV.float(), rows)
-        return self.greedy(logits_SV)
+        self._to_device = to_device
+        self._sizes = sizes or Sizes()
 
     def greedy(self, logits_SV: Tensor) -> Samples:
         """The best token of each row, and its log-probability: two launches, which can be captured.
@@ -75,7 +135,7 @@ class TritonSampling:
             logits_SV: of a dtype with 16 or 32 bits; rows may lie further apart than V.
         """
         samples = empty_samples(logits_SV)
-        self._best(logits_SV, samples, None)
+        self._best(self.scan(logits_SV), samples)
         return samples
 
     def greedy_accept(
@@ -87,69 +147,356 @@ class TritonSampling:
             slot_S: int64.
             last_token_Z: int64.
         """
-        self._best(logits_SV, out, (slot_S, last_token_Z))
+        self._best(self.scan(logits_SV), out, (slot_S, last_token_Z))
 
     def bad_rows(self, logits_SV: Tensor) -> Tensor:
         return self.greedy(logits_SV).bad_S
 
-    def _best(self, logits_SV: Tensor, out: Samples, accept: tuple[Tensor, Tensor] | None) -> None:
-        rows, vocab = logits_SV.shape
-        scan = self.scan(logits_SV)
-        slot_S, last_token_Z = accept or (out.token_S, out.token_S)
+    def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
+        if not rows.features_S.any():
+            return self.greedy(logits_SV)
+        groups = Groups(rows)
+        groups.send(self._to_device)
+        x_SV = self._edit(logits_SV, rows, groups)
+        temperature_S = None
+        if groups.features & Feature.SAMPLED:
+            assert rows.knobs is not None
+            temperature_S = rows.knobs.temperature_S
+        scan = self.scan(x_SV, temperature_S=temperature_S, maxima=groups.listed_L.size > 0)
+        drawn = _empty_drawn(logits_SV)
+        if groups.best_R.size:
+            self._best(scan, drawn.samples, chosen=(groups["best"], groups.best_R.size, drawn))
+        if groups.whole_R.size:
+            self._draw_whole(scan, rows, groups, drawn)
+        lists = None
+        if groups.listed_L.size:
+            filters = None
+            if groups.sorted_R.size:
+                assert rows.knobs is not None
+                filters = groups["features"], rows.knobs.top_k_S
+            count = groups.listed_L.size
+            lists = self._list(scan, groups["listed"], groups["least"], count, filters)
+        if groups.sorted_R.size:
+            assert lists is not None
+            self._draw_filtered(scan, lists, rows, groups, drawn)
+        alternatives: list[Alternatives] = []
+        if groups.top_R.size:
+            assert lists is not None
+            columns = groups["top"], groups["top_list"], groups["top_n"]
+            top_n_R = groups.top_n_S[groups.top_R]
+            alternatives.append(
+                self._alternatives(scan, lists, drawn, groups.top_R, top_n_R, columns)
+            )
+        if groups.raw_R.size:
+            alternatives += self._raw(logits_SV, groups, drawn)
+        made = drawn.samples
+        return Samples(made.token_S, made.logprob_S, made.bad_S, tuple(alternatives))
+
+    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
+        """Compiles every kernel that logits of this dtype can ask for, by made-up steps."""
+        draws = Feature.SAMPLED, Feature.SAMPLED | Feature.FILTERED
+        wants = Feature(0), Feature.TOP_N, Feature.LOGPROB_RAW, Feature.LOGPROB_RAW | Feature.TOP_N
+        edits = Feature(0), Feature.BIAS, Feature.PENALTY
+        for draw in (Feature(0), *draws):
+            for want in wants:
+                for edit in edits:
+                    logits_SV = torch.zeros((1, vocab), dtype=dtype, device=where)
+                    self.sample(logits_SV, _made_up(draw | want | edit, vocab, where))
+        logits_SV = torch.zeros((1, vocab), dtype=dtype, device=where)
+        slot_S, last_token_Z = (torch.zeros(2, dtype=torch.int64, device=where) for _ in range(2))
+        self.greedy_accept(logits_SV, slot_S, last_token_Z, empty_samples(logits_SV))
+
+    def scan(
+        self,
+        x_SV: Tensor,
+        settings: Settings | None = None,
+        temperature_S: Tensor | None = None,
+        maxima: bool = False,
+        chosen: tuple[Tensor, int] | None = None,
+    ) -> Scan:
+        """One pass over logits.
+
+        Args:
+            temperature_S: float32; without it all are 1.
+            maxima: whether to leave the maxima of chunks, too.
+            chosen: the rows to look at and their number; without it all.
+        """
+        rows, vocab = x_SV.shape
+        assert x_SV.stride(1) == 1
+        row_R, count = chosen or (x_SV, rows)
+        pieces = triton.cdiv(vocab, self._sizes.piece)
+        settings = settings or Settings.best(count * pieces)
+        best_SC = torch.empty((rows, pieces), dtype=torch.float32, device=x_SV.device)
+        width = pieces * (self._sizes.piece // CHUNK)
+        scan = Scan(
+            x_SV,
+            best_SC,
+            torch.empty_like(best_SC),
+            torch.empty_like(best_SC, dtype=torch.int32),
+            best_SC.new_empty((rows, width)) if maxima else None,
+        )
+        self._gpu.run(
+            scan_kernel,
+            (triton.cdiv(pieces, settings.group), count),
+            *_logits(x_SV),
+            row_R,
+            best_SC if temperature_S is None else temperature_S,
+            0 if temperature_S is None else temperature_S.stride(0),
+            best_SC,
+            scan.mass_SC,
+            scan.where_SC,
+            best_SC if scan.maxima_SX is None else scan.maxima_SX,
+            pieces,
+            settings.group,
+            PIECE=self._sizes.piece,
+            CHUNK=CHUNK,
+            CHOSEN=chosen is not None,
+            TEMPERED=temperature_S is not None,
+            MAXIMA=maxima,
+            warps=settings.warps,
+        )
+        return scan
+
+    def _best(
+        self,
+        scan: Scan,
+        out: Samples,
+        accept: tuple[Tensor, Tensor] | None = None,
+        chosen: tuple[Tensor, int, Drawn] | None = None,
+    ) -> None:
+        rows, vocab = scan.x_SV.shape
+        slot_S, last_token_Z = accept or (scan.where_SC, scan.where_SC)
+        row_R, count = (scan.where_SC, rows) if chosen is None else chosen[:2]
+        frame_SF, limits_SF = (
+            (scan.best_SC, scan.where_SC)
+            if chosen is None
+            else (chosen[2].frame_SF, chosen[2].limits_SF)
+        )
         self._gpu.run(
             best_kernel,
-            (rows,),
+            (count,),
             scan.best_SC,
             scan.mass_SC,
             scan.where_SC,
-            scan.where_SC,
+            row_R,
             slot_S,
             last_token_Z,
             out.token_S,
             out.logprob_S,
             out.bad_S,
-            scan.best_SC,
+            frame_SF,
+            limits_SF,
             vocab,
             scan.pieces,
             PIECES=triton.next_power_of_2(scan.pieces),
-            CHOSEN=False,
+            CHOSEN=chosen is not None,
             ACCEPT=accept is not None,
-            FRAME=False,
             warps=1,
         )
 
-    def scan(self, logits_SV: Tensor, settings: Settings | None = None) -> Scan:
-        """One pass over the logits."""
-        rows, vocab = logits_SV.shape
-        assert logits_SV.stride(1) == 1
-        pieces = triton.cdiv(vocab, self._piece)
-        settings = settings or Settings.best(rows * pieces)
-        best_SC = torch.empty((rows, pieces), dtype=torch.float32, device=logits_SV.device)
-        made = Scan(
-            best_SC, torch.empty_like(best_SC), torch.empty_like(best_SC, dtype=torch.int32)
-        )
+    def _edit(self, logits_SV: Tensor, rows: SampleRows, groups: Groups) -> Tensor:
+        """The logits with penalties, bias and bans, a copy in float32; themselves without any."""
+        if not groups.features & EDITS:
+            return logits_SV
+        penalty = bool(groups.features & Feature.PENALTY)
+        features_S = groups["features"]
+        state: list[Any] = [features_S] * 5 + [0]  # unused
+        if penalty:
+            assert rows.knobs is not None and rows.state_QV is not None
+            knobs = rows.knobs
+            state = [rows.state_QV, rows.state_slot_S]
+            state += _columns(knobs.repetition_S, knobs.frequency_S, knobs.presence_S)
+        x_SV = torch.empty(logits_SV.shape, dtype=torch.float32, device=logits_SV.device)
+        count, vocab = logits_SV.shape
         self._gpu.run(
-            scan_kernel,
-            (triton.cdiv(pieces, settings.group), rows),
+            edit_kernel,
+            (triton.cdiv(vocab, self._sizes.piece), count),
             logits_SV,
             logits_SV.stride(0),
+            x_SV,
             vocab,
-            made.where_SC,
-            made.best_SC,
-            made.best_SC,
-            made.mass_SC,
-            made.where_SC,
-            made.best_SC,
-            pieces,
-            GROUP=settings.group,
-            PIECE=self._piece,
-            CHUNK=CHUNK,
-            CHOSEN=False,
-            TEMPERED=False,
-            MAXIMA=False,
-            warps=settings.warps,
+            features_S,
+            *state,
+            BLOCK=self._sizes.piece,
+            PENALTY=penalty,
+            warps=4,
         )
-        return made
+        for edit in (rows.bias, rows.banned):
+            if edit is not None:
+                x_SV.index_put_((edit.row, edit.token), edit.value, accumulate=True)
+        return x_SV
+
+    def _draw_whole(self, scan: Scan, rows: SampleRows, groups: Groups, drawn: Drawn) -> None:
+        assert rows.knobs is not None
+        self._gpu.run(
+            draw_whole_kernel,
+            (groups.whole_R.size,),
+            *_logits(scan.x_SV),
+            scan.best_SC,
+            scan.mass_SC,
+            groups["whole"],
+            *_columns(rows.knobs.temperature_S, rows.knobs.min_p_S),
+            rows.uniform_S,
+            *drawn.outputs,
+            scan.pieces,
+            PIECES=triton.next_power_of_2(scan.pieces),
+            PIECE=self._sizes.piece,
+            warps=8,
+        )
+
+    def _list(
+        self,
+        scan: Scan,
+        row_L: Tensor,
+        least_L: Tensor,
+        count: int,
+        filters: tuple[Tensor, Tensor] | None,
+    ) -> Lists:
+        """Lists the best tokens of some rows.
+
+        Args:
+            least_L: how many at least.
+            count: of rows.
+            filters: features and top-k of all rows, where these want lists.
+        """
+        assert scan.maxima_SX is not None
+        sizes, where = self._sizes, scan.x_SV.device
+        bound_L = torch.empty(count, dtype=torch.int32, device=where)
+        lists = Lists(
+            torch.empty_like(bound_L),
+            torch.empty((count, sizes.listed), dtype=torch.float32, device=where),
+            torch.empty((count, sizes.listed), dtype=torch.int32, device=where),
+        )
+        features_S, top_k_S = filters or (row_L, row_L)
+        self._gpu.run(
+            bound_kernel,
+            (count,),
+            scan.maxima_SX,
+            scan.maxima_SX.shape[1],
+            scan.x_SV.shape[1],
+            row_L,
+            least_L,
+            features_S,
+            top_k_S,
+            bound_L,
+            lists.found_L,
+            CHUNK=CHUNK,
+            LIST=sizes.listed,
+            CANDIDATES=sizes.candidates,
+            FILTERS=filters is not None,
+            SHIFT=ZERO_BITS[scan.x_SV.dtype],
+            warps=8,
+        )
+        self._gpu.run(
+            collect_kernel,
+            (scan.pieces, count),
+            *_logits(scan.x_SV),
+            scan.best_SC,
+            scan.pieces,
+            row_L,
+            bound_L,
+            lists.found_L,
+            lists.list_LN,
+            lists.list_token_LN,
+            PIECE=sizes.piece,
+            LIST=sizes.listed,
+            warps=8,
+        )
+        return lists
+
+    def _draw_filtered(
+        self, scan: Scan, lists: Lists, rows: SampleRows, groups: Groups, drawn: Drawn
+    ) -> None:
+        assert rows.knobs is not None
+        knobs = rows.knobs
+        self._gpu.run(
+            draw_filtered_kernel,
+            (groups.sorted_R.size,),
+            *_logits(scan.x_SV),
+            scan.best_SC,
+            scan.mass_SC,
+            groups["sorted"],
+            groups["sorted_list"],
+            lists.found_L,
+            lists.list_LN,
+            lists.list_token_LN,
+            knobs.top_k_S,
+            *_columns(knobs.temperature_S, knobs.top_p_S, knobs.typical_p_S, knobs.min_p_S),
+            rows.uniform_S,
+            *drawn.outputs,
+            scan.pieces,
+            PIECES=triton.next_power_of_2(scan.pieces),
+            TOKEN_BITS=scan.x_SV.shape[1].bit_length(),
+            LIST=self._sizes.listed,
+            SHIFT=ZERO_BITS[scan.x_SV.dtype],
+            warps=16,
+        )
+
+    def _raw(self, logits_SV: Tensor, groups: Groups, drawn: Drawn) -> list[Alternatives]:
+        """Tells log-probabilities by the logits as they were given, to rows that want that."""
+        count, count_listed = groups.raw_R.size, groups.raw_listed_L.size
+        chosen = groups["raw"], count
+        scan = self.scan(logits_SV, maxima=count_listed > 0, chosen=chosen)
+        self._gpu.run(
+            raw_kernel,
+            (count,),
+            logits_SV,
+            logits_SV.stride(0),
+            scan.best_SC,
+            scan.mass_SC,
+            groups["raw"],
+            drawn.samples.token_S,
+            drawn.samples.logprob_S,
+            drawn.frame_SF,
+            drawn.limits_SF,
+            scan.pieces,
+            PIECES=triton.next_power_of_2(scan.pieces),
+            warps=1,
+        )
+        if not count_listed:
+            return []
+        row_L, top_n_L = groups["raw_listed"], groups["raw_top_n"]
+        lists = self._list(scan, row_L, top_n_L, count_listed, None)
+        columns = row_L, groups["raw_list"], top_n_L
+        top_n_R = groups.top_n_S[groups.raw_listed_L]
+        return [self._alternatives(scan, lists, drawn, groups.raw_listed_L, top_n_R, columns)]
+
+    def _alternatives(
+        self,
+        scan: Scan,
+        lists: Lists,
+        drawn: Drawn,
+        row_R: np.ndarray,
+        top_n_R: np.ndarray,
+        columns: tuple[Tensor, Tensor, Tensor],
+    ) -> Alternatives:
+        """The alternatives of some rows.
+
+        Args:
+            columns: on the device, the rows, their lists, and how many each wants.
+        """
+        width = min(int(top_n_R.max()) + TIES_MAX, scan.x_SV.shape[1])
+        token_RK = torch.zeros((row_R.size, width), dtype=torch.int64, device=scan.x_SV.device)
+        logprob_RK = torch.zeros_like(token_RK, dtype=torch.float32)
+        count_R = token_RK.new_empty(row_R.size)
+        self._gpu.run(
+            alternatives_kernel,
+            (row_R.size,),
+            *_logits(scan.x_SV),
+            *columns,
+            lists.found_L,
+            lists.list_LN,
+            lists.list_token_LN,
+            drawn.frame_SF,
+            drawn.limits_SF,
+            count_R,
+            token_RK,
+            logprob_RK,
+            width,
+            LIST=self._sizes.listed,
+            warps=8,
+        )
+        return Alternatives(row_R, count_R, token_RK, logprob_RK)
 
 
 def empty_samples(logits_SV: Tensor) -> Samples:
@@ -160,3 +507,44 @@ def empty_samples(logits_SV: Tensor) -> Samples:
         torch.empty(rows, dtype=torch.float32, device=where),
         torch.empty(rows, dtype=torch.bool, device=where),
     )
+
+
+def _empty_drawn(logits_SV: Tensor) -> Drawn:
+    samples = empty_samples(logits_SV)
+    frame_SF = torch.empty((logits_SV.shape[0], 3), dtype=torch.float64, device=logits_SV.device)
+    return Drawn(samples, frame_SF, torch.empty_like(frame_SF, dtype=torch.int32))
+
+
+def _made_up(features: Feature, vocab: int, where: torch.device) -> SampleRows:
+    """A row with some features, and with everything else that any feature reads."""
+    # Seven knobs a row, as slots keep them; 0.5 is within the range of each.
+    knobs_SC = torch.full((1, 7), 0.5, device=where)
+    column = knobs_SC.unbind(1)
+    return SampleRows(
+        features_S=np.array([int(features)]),
+        top_n_S=np.array([1]),
+        knobs=Knobs(
+            temperature_S=column[0],
+            top_k_S=torch.ones(1, dtype=torch.int64, device=where),
+            top_p_S=column[1],
+            typical_p_S=column[2],
+            min_p_S=column[3],
+            repetition_S=column[4],
+            frequency_S=column[5],
+            presence_S=column[6],
+        ),
+        uniform_S=torch.zeros(1, dtype=torch.float64, device=where),
+        state_QV=torch.zeros((1, vocab), dtype=torch.int32, device=where),
+        state_slot_S=torch.zeros(1, dtype=torch.int64, device=where),
+    )
+
+
+def _logits(x_SV: Tensor) -> tuple[Tensor, int, int]:
+    """The logits, the distance of their rows, and V, as kernels take them."""
+    return x_SV, x_SV.stride(0), x_SV.shape[1]
+
+
+def _columns(*knobs: Tensor) -> tuple[Any, ...]:
+    """Columns of one table of knobs, and how far apart their rows are."""
+    (stride,) = {column.stride(0) for column in knobs}
+    return *knobs, stride

@@ -1,0 +1,74 @@
+"""Which rows of a step take which path through the sampler."""
+
+# S sampled rows · L rows with a list · R rows of a group
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from headrace.ops.sampling.base import Feature, SampleRows
+
+# What makes a draw go through the tokens best first.
+SORTS = Feature.FILTERED | Feature.TYPICAL
+
+
+class Groups:
+    """Which rows take which path, decided on the host; and where these indices are on the device.
+
+    All of them are sent in one copy.
+    """
+
+    def __init__(self, rows: SampleRows) -> None:
+        feature_S = rows.features_S
+        self.features = Feature(int(np.bitwise_or.reduce(feature_S)))
+        sampled_S = _has(feature_S, Feature.SAMPLED)
+        sorted_S = sampled_S & _has(feature_S, SORTS)
+        raw_S = _has(feature_S, Feature.LOGPROB_RAW)
+        top_S = _has(feature_S, Feature.TOP_N)
+        self.best_R = np.flatnonzero(~sampled_S)
+        self.whole_R = np.flatnonzero(sampled_S & ~sorted_S)
+        self.sorted_R = np.flatnonzero(sorted_S)
+        self.raw_R = np.flatnonzero(raw_S)
+        # Rows whose best tokens are listed: for a draw, for alternatives or for both.
+        self.listed_L = np.flatnonzero(sorted_S | (top_S & ~raw_S))
+        self.raw_listed_L = np.flatnonzero(raw_S & top_S)
+        self.top_R = np.flatnonzero(top_S & ~raw_S)
+        top_n_S = np.zeros_like(feature_S) if rows.top_n_S is None else rows.top_n_S
+        self.top_n_S = np.where(top_S, top_n_S, 0)
+        columns = {
+            "features": feature_S,
+            "best": self.best_R,
+            "whole": self.whole_R,
+            "sorted": self.sorted_R,
+            "sorted_list": np.searchsorted(self.listed_L, self.sorted_R),
+            "listed": self.listed_L,
+            "least": np.where(raw_S, 0, self.top_n_S)[self.listed_L],
+            "top": self.top_R,
+            "top_list": np.searchsorted(self.listed_L, self.top_R),
+            "top_n": self.top_n_S[self.top_R],
+            "raw": self.raw_R,
+            "raw_listed": self.raw_listed_L,
+            "raw_list": np.arange(self.raw_listed_L.size),
+            "raw_top_n": self.top_n_S[self.raw_listed_L],
+        }
+        self._columns = {name: column for name, column in columns.items() if column.size}
+        self._sent: dict[str, Tensor] = {}
+
+    def send(self, to_device: Callable[[np.ndarray], Tensor]) -> None:
+        """Copies all columns to the device."""
+        # Each begins at a multiple of 16 bytes: kernels are compiled once.
+        padded = [np.pad(column, (0, column.size % 2)) for column in self._columns.values()]
+        sent = to_device(np.concatenate(padded).astype(np.int64))
+        parts = sent.split([column.size for column in padded])
+        self._sent = dict(zip(self._columns, parts, strict=True))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A column on the device, int64; it may be one entry longer than its group."""
+        return self._sent[name]
+
+
+def _has(feature_S: np.ndarray, bits: Feature) -> np.ndarray:
+    return (feature_S & int(bits)) != 0
