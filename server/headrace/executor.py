@@ -7,6 +7,7 @@ waits for the host; where they do not, a result is sent as soon as it is there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -44,6 +45,10 @@ log = logging.getLogger(__name__)
 # Messages that may wait for the device: the plans in flight, their masks, and a Prepare. A router
 # that sends more does not keep to its pipeline.
 INBOX_MAX = 16
+
+
+# How often the thread looks whether a step is done while it waits for the next plan.
+POLL_S = 100e-6
 
 
 class Model(Protocol):
@@ -319,12 +324,18 @@ class Executor:
                 self._guard(lambda data=item: self._execute(data))
 
     def _take(self) -> Callable[[], None] | bytes | None:
-        """The next item; when there is none yet, what runs is reaped and sent first."""
-        try:
+        """The next item. While there is none, what runs is reaped and sent as soon as it is done:
+        a plan that comes before that is launched behind it."""
+        with contextlib.suppress(queue.Empty):
             return self._inbox.get_nowait()
-        except queue.Empty:
-            self._guard(self._reap)
-            self._send()
+        self._send()
+        while self._running is not None:
+            try:
+                return self._inbox.get(timeout=POLL_S)
+            except queue.Empty:
+                if self._running.outputs.download.done():
+                    self._guard(self._reap)
+        self._send()
         return self._inbox.get()
 
     def _execute(self, data: bytes) -> None:

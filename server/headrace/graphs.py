@@ -173,6 +173,9 @@ class _Packed(Download):
         self._bucket = bucket
         self._rows = rows
 
+    def done(self) -> bool:
+        return self._download.done()
+
     def wait(self) -> list[np.ndarray]:
         (packed,) = self._download.wait()
         return [column.of_host(packed)[: self._rows] for column in _columns(self._bucket)]

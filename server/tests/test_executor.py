@@ -15,7 +15,7 @@ from headrace.batch import Step
 from headrace.device.base import Download
 from headrace.device.cpu import CpuDevice
 from headrace.errors import PlanError
-from headrace.executor import INBOX_MAX, Engine, Executor, Preparation, Runner
+from headrace.executor import INBOX_MAX, POLL_S, Engine, Executor, Preparation, Runner
 from headrace.telemetry import NoTracer, TraceContext
 from headrace.warm import CROWD, warm_plans
 from headrace.wire import (
@@ -200,8 +200,13 @@ def test_nan_is_flagged_and_stays_in_its_row():
 class LateDownload:
     """Arrays that are only looked at when the copy is waited for."""
 
-    def __init__(self, tensors: list[torch.Tensor], events: list[str]) -> None:
-        self._tensors, self._events = tensors, events
+    def __init__(
+        self, tensors: list[torch.Tensor], events: list[str], complete: threading.Event
+    ) -> None:
+        self._tensors, self._events, self._complete = tensors, events, complete
+
+    def done(self) -> bool:
+        return self._complete.is_set()
 
     def wait(self) -> list[np.ndarray]:
         self._events.append("wait")
@@ -214,14 +219,19 @@ class LateDevice(CpuDevice):
     asynchronous = True
     events: list[str]
 
+    def __init__(self) -> None:
+        super().__init__(threads=1)
+        self.events = []
+        self.complete = threading.Event()
+        self.complete.set()
+
     def download(self, tensors: list[torch.Tensor]) -> Download:
         self.events.append("sampler")
-        return LateDownload(tensors, self.events)
+        return LateDownload(tensors, self.events, self.complete)
 
 
 def test_the_next_forward_is_launched_before_a_result_is_waited_for():
-    device = LateDevice(threads=1)
-    device.events = []
+    device = LateDevice()
 
     class Watched(FakeModel):
         hold = threading.Event()
@@ -245,6 +255,26 @@ def test_the_next_forward_is_launched_before_a_result_is_waited_for():
     # Reaping reads a download twice: once to wait, once for the arrays.
     assert [e for e in device.events if e != "wait"] == ["forward", "sampler"] * 2
     assert device.events.index("wait") > device.events.index("forward", 1)
+    harness.executor.stop()
+
+
+def test_a_plan_that_comes_while_a_step_runs_is_launched_behind_it():
+    device = LateDevice()
+    engine = fake_engine()
+    object.__setattr__(engine, "device", device)
+    harness = Harness(engine)
+    harness.prepare()
+    device.complete.clear()
+    device.events.clear()
+    harness.submit(first_plan())
+    while "sampler" not in device.events:
+        time.sleep(0.001)
+    time.sleep(20 * POLL_S)
+    assert "wait" not in device.events and not harness.results
+    harness.submit(second_plan())  # Its launch has the first result waited for, and sent.
+    harness.wait(lambda: len(harness.results) == 1)
+    device.complete.set()
+    harness.wait(lambda: len(harness.results) == 2)
     harness.executor.stop()
 
 

@@ -15,6 +15,10 @@ from headrace.memory import Room
 class Download(Protocol):
     """A copy to the host that has been started."""
 
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        ...
+
     def wait(self) -> list[np.ndarray]:
         """Waits until the copy is complete; returns the arrays, in the order they were given."""
         ...

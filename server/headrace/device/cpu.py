@@ -146,6 +146,9 @@ class _Ready:
     def __init__(self, arrays: list[np.ndarray]) -> None:
         self._arrays = arrays
 
+    def done(self) -> bool:
+        return True
+
     def wait(self) -> list[np.ndarray]:
         return self._arrays
 

@@ -179,6 +179,9 @@ class _Copying:
         self._hosts = hosts
         self._event = event
 
+    def done(self) -> bool:
+        return self._event.query()
+
     def wait(self) -> list[np.ndarray]:
         self._event.synchronize()
         return [host.numpy() for host in self._hosts]

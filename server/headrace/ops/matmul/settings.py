@@ -18,7 +18,7 @@ ROWS_MAX = BUCKETS[-1]
 class Setting:
     """How `skinny.product` divides its work."""
 
-    rows: int  # of a tile, those of the bucket; 1 is the kernel without tensor cores
+    rows: int  # of a tile, those of the bucket; 1 are kernels without tensor cores
     block_n: int  # outputs a program
     block_k: int  # inputs a step of its loop
     stages: int  # steps whose loads are under way at once
@@ -28,6 +28,8 @@ class Setting:
     prefetch: int = 0  # KiB of weights a program asks for before it waits for the input
     late: bool = False  # whether dependents start when the sums are complete, not at once
     gated: bool = False  # whether the product ends in silu(gate) * up
+    ahead: bool = False  # whether a step's weights are loaded before the wait for the input
+    programs: int = 0  # a multiprocessor's, that share the work evenly; 0 for one a tile
 
 
 # Tiles run in several waves: dependents that start at once would take room from the later ones.
