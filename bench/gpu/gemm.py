@@ -4,8 +4,9 @@
 
 First every setting is compared with a product in float32, on fresh random inputs and poisoned
 outputs. Then microseconds a product, weights cold, at the shapes of Llama-3.1-8B. Last what
-decides: microseconds a layer in a graph of many layers, small kernels between the products, without
-and with programmatic dependent launch and weights fetched ahead.
+decides: microseconds a layer in a graph of many layers, small kernels between the products. There
+one product after the other takes the setting that is best beside the others as they are, starting
+from the best alone, and once more with the ways to overlap its neighbours changed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +28,8 @@ from measure import BYTES_PER_SECOND, graph_us
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from headrace.ops.matmul.settings import BUCKETS, Setting, bucket_of
-from headrace.ops.matmul.skinny import Scratch, _prefetch, product
+from headrace.ops.matmul.settings import BUCKETS, Setting, best, best_gated, bucket_of
+from headrace.ops.matmul.skinny import Scratch, product
 from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import PDL_CAPABILITY, Gpu
@@ -43,35 +45,59 @@ SHAPES = {
 LAYERS = 8  # of a graph; 3.5 GB, so that no weight is still in the cache
 BUDGET_US = 3000.0  # a measurement
 ATTENTION_US = 6.0
-FETCH_PROGRAMS = 132
-PREFETCH = 64  # KiB a program, where the amount is not what is measured
-PREFETCHES = (16, 32, 64, 128, 448)
 ROUNDING = 2.0**-7  # of bfloat16
 THREADS = 16  # that compile
+FINALISTS = 3  # of the settings alone, that are tried in the chain
+AGAIN = 6  # of those, so many once more
+BASE = 2  # of them, so many with every way to overlap
 
 # Kinds of settings: (block_n, block_k, stages, warps).
 VECTORS = [
-    *((16, 512, 4, 4), (16, 256, 4, 4), (8, 512, 4, 4), (8, 512, 2, 4), (8, 1024, 4, 4)),
-    *((4, 1024, 4, 4), (4, 2048, 3, 4)),
+    *((4, 2048, 3, 4), (4, 2048, 2, 4), (4, 2048, 1, 4), (8, 1024, 4, 4), (8, 1024, 3, 4)),
+    *((8, 1024, 1, 4), (16, 512, 4, 4), (16, 512, 3, 4), (16, 512, 1, 4), (8, 512, 4, 4)),
+    *((4, 1024, 4, 4), (2, 2048, 2, 4), (1, 2048, 4, 4), (8, 2048, 2, 8), (16, 1024, 2, 8)),
+    *((2, 4096, 1, 4), (4, 4096, 1, 8)),
 ]
-GATED_VECTORS = [(4, 512, 4, 4), (8, 512, 3, 4), (2, 1024, 4, 4)]
+GATED_VECTORS = [(8, 512, 3, 4), (4, 512, 4, 4), (4, 1024, 3, 4), (2, 2048, 3, 4), (8, 1024, 2, 8)]
+# Programs that share the outputs: (block_n, stages, warps, programs a multiprocessor).
+ROWS = {
+    4096: [
+        *((1, 4, 4, 6), (2, 4, 4, 4), (2, 4, 8, 3), (2, 4, 8, 4), (4, 3, 8, 2), (4, 3, 8, 3)),
+        *((4, 4, 8, 2), (8, 3, 8, 1)),
+    ],
+    14336: [(1, 3, 8, 2), (1, 4, 8, 2), (1, 3, 16, 1), (1, 5, 16, 1)],
+}
+GATED_ROWS = [(1, 4, 4, 4), (1, 4, 8, 4), (2, 3, 8, 2), (2, 3, 8, 3)]
 # Of a bucket: those with the outputs as the tensor cores' rows, and those with the input's.
 SWAPPED = {
-    16: [(64, 64, 4, 4), (64, 128, 4, 4), (64, 256, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
-    32: [(64, 64, 4, 4), (64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
+    16: [
+        *((64, 64, 4, 4), (64, 128, 4, 4), (64, 128, 3, 4), (64, 256, 3, 4)),
+        *((128, 64, 4, 4), (128, 128, 3, 8)),
+    ],
+    32: [(64, 64, 4, 4), (64, 128, 4, 4), (64, 128, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
     64: [(64, 64, 4, 4), (64, 128, 3, 4), (128, 64, 4, 4), (128, 128, 3, 8)],
 }
-STRAIGHT = {16: [(16, 256, 4, 4), (32, 128, 4, 4)], 32: [(32, 128, 4, 4)], 64: []}
+STRAIGHT = {
+    16: [(16, 256, 4, 4), (16, 256, 3, 4), (32, 128, 4, 4), (32, 256, 3, 4), (64, 128, 4, 4)],
+    32: [(16, 256, 4, 4), (32, 128, 4, 4), (32, 256, 3, 8)],
+    64: [(32, 128, 4, 4)],
+}
+# Programs that share the steps: as the swapped ones, and programs a multiprocessor.
+STREAMS = {
+    16: [
+        *((64, 128, 4, 4, 2), (64, 128, 3, 4, 3), (64, 64, 4, 4, 4), (64, 256, 2, 4, 2)),
+        *((128, 64, 4, 4, 2), (128, 128, 3, 8, 1), (128, 128, 2, 8, 2)),
+    ],
+    32: [(64, 128, 4, 4, 2), (64, 128, 3, 4, 2), (64, 64, 4, 4, 3), (128, 128, 3, 8, 1)],
+    64: [(64, 128, 3, 4, 2), (64, 64, 4, 4, 2), (128, 128, 3, 8, 1)],
+}
 GATED_SWAPPED = {
     16: [(64, 64, 4, 4), (64, 128, 2, 4)],
     32: [(64, 64, 4, 4)],
     64: [(64, 64, 4, 4)],
 }
-# Of a vector and of tiles: what leaves most room for the next kernel beside it.
-LEAN = ((8, 512, 2), (64, 64, 4))
+SHARING_MAX = 5  # programs that share a tile
 PROGRAMS = (190, 600)  # where a sum is split: so many programs at least, at most
-
-Launch = Callable[[], object]
 
 
 @triton.jit
@@ -89,22 +115,8 @@ def standin(
     tl.store(y + tl.program_id(0) * OUT + column, value.to(y.dtype.element_ty))
 
 
-@triton.jit
-def fetch(w, chunk_bytes):
-    """Asks the L2 for the first 16 chunks a program of a weight in bfloat16."""
-    first = tl.program_id(0).to(tl.int64) * 16 * (chunk_bytes // 2)
-    _prefetch(w + first, tl.cast(16, tl.int32), chunk_bytes, chunk_bytes)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A way to compute the layers."""
-
-    name: str
-    choose: Callable[[str], Setting | None]  # of a weight; None is cuBLAS
-    pdl: bool = False
-    gated: Setting | None = None
-    fork: bool = False  # whether weights are fetched by a kernel beside the small ones
+# Of each weight; None is cuBLAS. A gated setting of gate_up takes the activation along.
+Choice = dict[str, Setting | None]
 
 
 class Bench:
@@ -122,33 +134,52 @@ class Bench:
         }
         self.norm = torch.ones(WIDTH, device="cuda", dtype=torch.bfloat16)
         self.scratch = Scratch(torch.device("cuda"))
-        self.side = torch.cuda.Stream()
         self.turns = 0
 
     # === settings ===
 
     def candidates(self, name: str, rows: int) -> list[Setting]:
+        outputs = SHAPES[name][0]
         bucket = BUCKETS[bucket_of(rows)]
-        if bucket == 1:
-            return [Setting(1, *s[:3], warps=s[3], prefetch=PREFETCH) for s in VECTORS]
-        kinds = [(s, True) for s in SWAPPED[bucket]] + [(s, False) for s in STRAIGHT[bucket]]
-        made = []
+        made = self._vectors(name) if bucket == 1 else []
+        kinds = [(s, True) for s in SWAPPED.get(bucket, [])]
+        kinds += [(s, False) for s in STRAIGHT.get(bucket, [])]
         for (block_n, block_k, stages, warps), swap in kinds:
-            tiles = SHAPES[name][0] // block_n
+            tiles = outputs // block_n
             splits = [s for s in (1, 2, 4, 8) if PROGRAMS[0] <= tiles * s <= PROGRAMS[1]] or [1]
-            for split in splits:
-                setting = Setting(bucket, block_n, block_k, stages, split, warps, swap, PREFETCH)
-                self.scratch.reserve(setting, SHAPES[name][0])
-                made.append(setting)
+            made += [Setting(bucket, block_n, block_k, stages, s, warps, swap) for s in splits]
+        for *kind, warps, programs in STREAMS.get(bucket, []):
+            if programs * self.gpu.multiprocessors <= SHARING_MAX * (outputs // kind[0]):
+                made.append(Setting(bucket, *kind, warps=warps, swap=True, programs=programs))
+        if name == "gate_up" and bucket > 1:
+            for *kind, warps in GATED_SWAPPED[bucket]:
+                made.append(Setting(bucket, *kind, warps=warps, swap=True, gated=True))
+        for setting in made:
+            self.scratch.reserve(setting, outputs, self.gpu.multiprocessors)
         return made
 
-    def gated_candidates(self, rows: int) -> list[Setting]:
-        bucket = BUCKETS[bucket_of(rows)]
-        kinds = GATED_VECTORS if bucket == 1 else GATED_SWAPPED[bucket]
-        return [
-            Setting(bucket, *s[:3], warps=s[3], swap=bucket > 1, prefetch=PREFETCH, gated=True)
-            for s in kinds
-        ]
+    def _vectors(self, name: str) -> list[Setting]:
+        inputs = SHAPES[name][1]
+
+        def shared(kinds: list[tuple[int, int, int, int]], gated: bool) -> list[Setting]:
+            whole = triton.next_power_of_2(inputs)
+            return [
+                Setting(1, n, whole, st, warps=w, gated=gated, ahead=True, programs=programs)
+                for n, st, w, programs in kinds
+            ]
+
+        def plain(kinds: list[tuple[int, int, int, int]], gated: bool) -> list[Setting]:
+            return [
+                Setting(1, *kind[:3], warps=kind[3], gated=gated, ahead=ahead)
+                for kind in kinds
+                for ahead in (False, True)
+                if inputs % kind[1] == 0
+            ]
+
+        made = plain(VECTORS, False) + shared(ROWS[inputs], False)
+        if name == "gate_up":
+            made += plain(GATED_VECTORS, True) + shared(GATED_ROWS, True)
+        return made
 
     def multiply(self, name: str, i: int, x: Tensor, setting: Setting | None, gpu: Gpu) -> Tensor:
         weight = self.weights[name][i % len(self.weights[name])]
@@ -174,6 +205,8 @@ class Bench:
             except Exception as error:
                 print(f"{name} {short(setting)}: {type(error).__name__} {str(error)[:120]}")
 
+        if not distinct:
+            return
         first, *rest = distinct.values()
         compile_one(first)  # alone: Triton sets itself up
         with ThreadPoolExecutor(THREADS) as pool:
@@ -184,11 +217,14 @@ class Bench:
         """Returns the cases that failed; compiles all, in parallel."""
         cases = sorted(set(cases), key=repr)
         self.compile((name, setting, self.gpu) for name, _, setting in cases)
-        return {(n, s) for n, rows, s in cases if not self.right(n, rows, s)}
+        inputs: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        for name, rows, _ in cases:
+            if (name, rows) not in inputs:
+                x = random(rows, SHAPES[name][1])
+                inputs[name, rows] = x, x.float() @ self.weights[name][-1].float().T
+        return {(n, s) for n, rows, s in cases if not self.right(n, s, *inputs[n, rows])}
 
-    def right(self, name: str, rows: int, setting: Setting) -> bool:
-        x = random(rows, SHAPES[name][1])
-        expected = x.float() @ self.weights[name][-1].float().T
+    def right(self, name: str, setting: Setting, x: Tensor, expected: Tensor) -> bool:
         if setting.gated:
             gate, up = expected.chunk(2, dim=1)
             expected = F.silu(gate) * up
@@ -197,12 +233,12 @@ class Bench:
             y = self.multiply(name, -1, x, setting, self.gpu)
             off = (y.float() - expected).abs().max() / expected.abs().max()
             again = self.multiply(name, -1, x, setting, self.gpu)
+            fine = bool(off <= 2 * ROUNDING) and torch.equal(y, again)
         except Exception as error:
             print(f"{name} {short(setting)}: {type(error).__name__} {str(error)[:120]}")
             return False
-        fine = bool(off <= 2 * ROUNDING) and torch.equal(y, again)
         if not fine:
-            print(f"WRONG {name} rows {rows} {short(setting)}: off by {float(off):.2g}")
+            print(f"WRONG {name} rows {x.shape[0]} {short(setting)}: off by {float(off):.2g}")
         return fine
 
     # === times ===
@@ -237,43 +273,34 @@ class Bench:
         sizes = {"IN": QKV_WIDTH, "OUT": QKV_WIDTH, "BLOCK": 128}
         gpu.run(standin, (qkv.shape[0], 48), qkv, qkv, 0, warps=1, **sizes)
 
-    def beside(self, name: str, i: int, mib: float) -> None:
-        """Fetches the head of a weight on a branch of the graph."""
-        chunk = int(mib * 2**20) // (FETCH_PROGRAMS * 16) // 16 * 16
-        self.side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side):
-            fetch[(FETCH_PROGRAMS,)](self.weights[name][i], chunk, num_warps=1)
-
-    def layer_us(self, rows: int, chain: Chain) -> float:
-        gpu = self.gpu if chain.pdl else self.no_pdl
+    def layer_us(self, rows: int, choice: Choice, pdl: bool = True, without: str = "") -> float:
+        """Microseconds a layer; `without` one of the products, that is computed but once."""
+        gpu = self.gpu if pdl else self.no_pdl
         norm, silu_mul = TritonRmsNorm(gpu), TritonSiluMul(gpu)
         start, residual = random(rows, WIDTH), random(rows, WIDTH)
+        kept: dict[str, Tensor] = {}
 
-        def ahead(name: str, i: int, mib: float) -> None:
-            if chain.fork:
-                self.beside(name, i % LAYERS, mib)
+        def product_of(name: str, i: int, x: Tensor) -> Tensor:
+            if name != without:
+                return self.multiply(name, i, x, choice[name], gpu)
+            if name not in kept:
+                kept[name] = self.multiply(name, i, x, choice[name], gpu)
+            return kept[name]
+
+        gate_up = choice["gate_up"]
+        gated = gate_up is not None and gate_up.gated
 
         def layers() -> None:
             x, r = start, residual
             for i in range(LAYERS):
-                ahead("qkv", i, 12)
                 h, r = norm.add_rms_norm(x, r, self.norm, EPS)
-                qkv = self.multiply("qkv", i, h, chain.choose("qkv"), gpu)
-                ahead("o", i, 24)
+                qkv = product_of("qkv", i, h)
                 self.rope(qkv, gpu)
                 a = self.attention(qkv, gpu)
-                x = self.multiply("o", i, a, chain.choose("o"), gpu)
-                ahead("gate_up", i, 12)
+                x = product_of("o", i, a)
                 h, r = norm.add_rms_norm(x, r, self.norm, EPS)
-                if chain.gated is not None:
-                    act = self.multiply("gate_up", i, h, chain.gated, gpu)
-                else:
-                    gate_up = self.multiply("gate_up", i, h, chain.choose("gate_up"), gpu)
-                    ahead("down", i, 12)
-                    act = silu_mul(gate_up)
-                x = self.multiply("down", i, act, chain.choose("down"), gpu)
-            if chain.fork:
-                torch.cuda.current_stream().wait_stream(self.side)
+                act = product_of("gate_up", i, h)
+                x = product_of("down", i, act if gated else silu_mul(act))
 
         return graph_us([layers], 1, 2 * BUDGET_US) / LAYERS
 
@@ -285,126 +312,153 @@ def random(*shape: int) -> Tensor:
 def short(setting: Setting | None) -> str:
     if setting is None:
         return "cuBLAS"
-    kind = "gated" if setting.gated else "swap" if setting.swap else "rows"
-    return (
-        f"{kind} n{setting.block_n} k{setting.block_k} st{setting.stages}"
-        f" w{setting.warps} split{setting.split}"
-    )
+    one, of_tiles = ("rows", "vector"), ("stream", "tiles")
+    kind = (one if setting.rows == 1 else of_tiles)[not setting.programs]
+    text = f"{kind} n{setting.block_n} k{setting.block_k} st{setting.stages} w{setting.warps}"
+    text += f" split{setting.split}" if setting.split > 1 else ""
+    text += f" p{setting.programs}" if setting.programs else ""
+    text += f" ask{setting.prefetch}" if setting.prefetch else ""
+    for name in ("swap", "gated", "ahead", "late"):
+        text += f" {name}" if getattr(setting, name) else ""
+    return text
 
 
 def limit_us(name: str) -> float:
     return SHAPES[name][0] * SHAPES[name][1] * 2 / BYTES_PER_SECOND * 1e6
 
 
-Best = dict[tuple[str, int], Setting]
+Ranked = dict[tuple[str, int], list[Setting]]
 
 
-def alone(bench: Bench, rows_all: list[int], failed: set[tuple[str, Setting]]) -> tuple[Best, list]:
-    """Each product by itself; returns the best setting of each."""
-    best: Best = {}
+def alone(
+    bench: Bench, rows_all: list[int], failed: set[tuple[str, Setting]]
+) -> tuple[Ranked, list]:
+    """Each product by itself; returns the settings of each, best first."""
+    ranked: Ranked = {}
     figures = []
     print("\nweight   rows  limit  cuBLAS (share)    ours (share)  settings, best first")
     for name in SHAPES:
         for rows in rows_all:
             limit, cublas = limit_us(name), bench.product_us(name, rows, None)
-            settings = bench.candidates(name, rows)
-            settings += bench.gated_candidates(rows) if name == "gate_up" else []
-            timed = sorted(
-                ((bench.product_us(name, rows, s), s) for s in settings if (name, s) not in failed),
-                key=lambda pair: pair[0],
-            )
-            for us, setting in reversed(timed):
-                key = "gated" if setting.gated else name
-                best[key, rows] = setting
-                figures.append((name, rows, short(setting), us))
+            settings = [s for s in bench.candidates(name, rows) if (name, s) not in failed]
+            timed = sorted((bench.product_us(name, rows, s), repr(s), s) for s in settings)
+            ranked[name, rows] = [s for *_, s in timed]
+            figures += [(name, rows, short(s), us) for us, _, s in timed]
             figures.append((name, rows, "cuBLAS", cublas))
             if timed:
-                tops = ", ".join(f"{us:.1f} {short(s)}" for us, s in timed[:3])
+                tops = ", ".join(f"{us:.1f} {short(s)}" for us, _, s in timed[:3])
+                for kind in ("programs", "gated"):
+                    some = next(((us, s) for us, _, s in timed if getattr(s, kind)), None)
+                    tops += f"; {kind}: {some[0]:.1f} {short(some[1])}" if some else ""
                 us = timed[0][0]
                 print(
                     f"{name:8} {rows:4} {limit:6.1f} {cublas:7.1f} ({limit / cublas:.2f})"
                     f" {us:7.1f} ({limit / us:.2f})  {tops}",
                     flush=True,
                 )
-    return best, figures
+    return ranked, figures
 
 
-def chains(bench: Bench, best: Best, rows: int) -> list[Chain]:
-    """What is compared in a graph of layers."""
-
-    def ours(prefetch: int, late: bool = False) -> Callable[[str], Setting | None]:
-        return lambda name: replace(best[name, rows], prefetch=prefetch, late=late)
-
+def overlaps(setting: Setting) -> list[Setting]:
+    """The setting with each way to overlap with the kernels before and after it."""
+    if setting.programs and setting.rows > 1:
+        return [replace(setting, late=late) for late in (False, True)]
     made = [
-        Chain("cuBLAS", lambda name: None),
-        Chain("cuBLAS, small PDL", lambda name: None, pdl=True),
-        Chain("cuBLAS, fork", lambda name: None, fork=True),
-        Chain("ours", ours(prefetch=0)),
-        Chain("PDL", ours(prefetch=0), pdl=True),
+        replace(setting, late=late, ahead=ahead, prefetch=0)
+        for late in (False, True)
+        for ahead in (False, True)
     ]
-    made += [Chain(f"PDL {kib}K", ours(prefetch=kib), pdl=True) for kib in PREFETCHES]
-    made.append(Chain(f"late {PREFETCH}K", ours(prefetch=PREFETCH, late=True), pdl=True))
-    for kib in (32, 128):
-        gated = replace(best["gated", rows], prefetch=kib)
-        made.append(Chain(f"gated {kib}K", ours(prefetch=kib), pdl=True, gated=gated))
-
-    def lean(name: str) -> Setting:
-        settings = bench.candidates(name, rows)
-        fit = [s for s in settings if (s.block_n, s.block_k, s.stages) in LEAN]
-        return max(fit, key=lambda s: s.split)
-
-    made.append(Chain(f"lean {PREFETCH}K", lean, pdl=True))
-    # The products of the widest matrix are the library's best.
-    mixed = ours(prefetch=PREFETCH)
-    made.append(
-        Chain("gate_up cuBLAS", lambda name: None if name == "gate_up" else mixed(name), pdl=True)
-    )
+    if setting.rows > 1:
+        made += [replace(setting, late=True, prefetch=kib) for kib in (16, 64)]
     return made
 
 
-def together(bench: Bench, best: Best, rows_all: list[int]) -> list:
-    """Microseconds a layer, each way."""
+def finalists(settings: list[Setting]) -> list[Setting | None]:
+    """What is tried in the chain, of settings from best to worst alone; None is cuBLAS."""
+    tried = settings[:FINALISTS]
+    for kind in ("programs", "gated"):
+        tried += [s for s in settings if getattr(s, kind) and s not in tried][:1]
+    made: list[Setting | None] = [None, *tried]
+    for setting in tried[:BASE]:
+        made += [s for s in overlaps(setting) if s not in made]
+    return made
+
+
+CHAINED = ("gate_up", "down", "qkv", "o")  # in the order in which they are settled
+
+
+def table(rows: int) -> Choice:
+    """What the table of settings says."""
+    found: Choice = {name: best(*SHAPES[name])[bucket_of(rows)] for name in CHAINED}
+    outputs, inputs = SHAPES["gate_up"]
+    gated = best_gated(outputs // 2, inputs)[bucket_of(rows)]
+    return found if gated is None else found | {"gate_up": gated}
+
+
+def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> list:
+    """Microseconds a layer; settles each product's setting beside the others."""
     bench.calibrate()
-    bench.compile(
-        (name, setting, bench.gpu if chain.pdl else bench.no_pdl)
-        for rows in rows_all
-        for chain in chains(bench, best, rows)
-        for name in SHAPES
-        for setting in (chain.choose(name), chain.gated if name == "gate_up" else None)
-    )
-    limit = sum(limit_us(name) for name in SHAPES if name != "head")
+    tried = {key: finalists(settings) for key, settings in ranked.items() if key[0] in CHAINED}
+    bench.compile((name, s, bench.gpu) for (name, _), some in tried.items() for s in some)
+    bench.compile((n, s, bench.gpu) for rows in rows_all for n, s in table(rows).items())
+    limit = sum(limit_us(name) for name in CHAINED)
     figures = []
+
+    def us_of(rows: int, what: str, choice: Choice, **how: Any) -> float:
+        try:
+            us = bench.layer_us(rows, choice, **how)
+        except Exception as error:
+            print(f"{what}: {type(error).__name__} {str(error)[:80]}")
+            return float("inf")
+        figures.append((rows, what, us))
+        return us
+
     print(f"\nus a layer (weights alone {limit:.1f}; attention is {ATTENTION_US} us of latency)")
     for rows in rows_all:
-        row = []
-        for chain in chains(bench, best, rows):
-            try:
-                us = bench.layer_us(rows, chain)
-            except Exception as error:
-                row.append(f"{chain.name}: {type(error).__name__} {str(error)[:60]}")
-                continue
-            figures.append((rows, chain.name, us))
-            row.append(f"{chain.name} {us:.1f}")
-        print(f"rows {rows}: " + " | ".join(row), flush=True)
+        cublas = us_of(rows, "cuBLAS", dict.fromkeys(CHAINED))
+        known = us_of(rows, "the table's", table(rows))
+        choice: Choice = {name: ranked[name, rows][0] for name in CHAINED}
+        begun = us_of(rows, "best alone", choice)
+        print(f"rows {rows}: cuBLAS {cublas:.1f}, the table's {known:.1f}, best alone {begun:.1f}")
+        for turn in range(2):
+            for name in CHAINED:
+                some = tried[name, rows]
+                timed = sorted(
+                    (us_of(rows, f"{name} {short(s)}", choice | {name: s}), i)
+                    for i, s in enumerate(some)
+                )
+                choice[name] = some[timed[0][1]]
+                tried[name, rows] = [some[i] for _, i in timed[:AGAIN]]
+                tops = ", ".join(
+                    f"{us:.1f} {short(some[i])}" for us, i in timed[: 3 if turn else 6]
+                )
+                print(f"  {name:8} {tops}", flush=True)
+        final = us_of(rows, "chosen", choice)
+        shares = {n: final - us_of(rows, f"without {n}", choice, without=n) for n in CHAINED}
+        print(f"  chosen {final:.1f}; without PDL {us_of(rows, 'no PDL', choice, pdl=False):.1f}")
+        print(
+            "  of it: " + ", ".join(f"{n} {us:.1f} ({limit_us(n):.1f})" for n, us in shares.items())
+        )
+        for name in CHAINED:
+            print(f"    {name}: {choice[name]}")
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     began = time.perf_counter()
     bench = Bench()
     cases = [(n, rows, s) for rows in args.rows for n in SHAPES for s in bench.candidates(n, rows)]
-    cases += [("gate_up", rows, s) for rows in args.rows for s in bench.gated_candidates(rows)]
     failed = bench.check(cases)
     print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
-    best, products = alone(bench, args.rows, failed)
-    layers = together(bench, best, args.rows)
-    print("\nbest settings, prefetch to be taken from the chain:")
-    for (name, rows), setting in sorted(best.items()):
-        print(f"  {name} {rows}: {setting}")
+    ranked, products = alone(bench, args.rows, failed)
+    print(f"{time.perf_counter() - began:.1f} s")
+    layers = together(bench, ranked, args.rows)
+    for rows in args.rows:
+        print(f"head {rows}: {next(iter(ranked['head', rows]), None)}")
     if args.json:
         args.json.write_text(json.dumps({"products": products, "layers": layers}))
     print(f"{time.perf_counter() - began:.1f} s in all")
