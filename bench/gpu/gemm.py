@@ -154,8 +154,6 @@ class Bench:
         if name == "gate_up" and bucket > 1:
             for *kind, warps in GATED_SWAPPED[bucket]:
                 made.append(Setting(bucket, *kind, warps=warps, swap=True, gated=True))
-        for setting in made:
-            self.scratch.reserve(setting, outputs, self.gpu.multiprocessors)
         return made
 
     def _vectors(self, name: str) -> list[Setting]:
@@ -216,6 +214,8 @@ class Bench:
     def check(self, cases: Iterable[tuple[str, int, Setting]]) -> set[tuple[str, Setting]]:
         """Returns the cases that failed; compiles all, in parallel."""
         cases = sorted(set(cases), key=repr)
+        for name, _, setting in cases:
+            self.scratch.reserve(setting, SHAPES[name][0], self.gpu.multiprocessors)
         self.compile((name, setting, self.gpu) for name, _, setting in cases)
         inputs: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         for name, rows, _ in cases:
@@ -399,8 +399,14 @@ def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> list:
     """Microseconds a layer; settles each product's setting beside the others."""
     bench.calibrate()
     tried = {key: finalists(settings) for key, settings in ranked.items() if key[0] in CHAINED}
-    bench.compile((name, s, bench.gpu) for (name, _), some in tried.items() for s in some)
-    bench.compile((n, s, bench.gpu) for rows in rows_all for n, s in table(rows).items())
+    cases = [(name, rows, s) for (name, rows), some in tried.items() for s in some]
+    cases += [(name, rows, s) for rows in rows_all for name, s in table(rows).items()]
+    failed = bench.check((name, rows, s) for name, rows, s in cases if s is not None)
+    tried = {
+        (name, rows): [s for s in some if (name, s) not in failed]
+        for (name, rows), some in tried.items()
+    }
+    print(f"{len(set(cases))} more cases, {len(failed)} wrong")
     limit = sum(limit_us(name) for name in CHAINED)
     figures = []
 
