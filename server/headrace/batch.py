@@ -59,6 +59,7 @@ class Step:
     plan: Plan
     inputs: Inputs | None  # None: the graph of the bucket makes them from what was staged
     bucket: int  # rows of the graph that computes the step; 0: none does
+    padded: int  # tokens of the graphs that compute the step but for its attention; 0: none do
     row_R: np.ndarray  # int64: the sampled rows of the plan
     slot_R: np.ndarray  # int64, host
     device_slot_R: Tensor
@@ -66,6 +67,20 @@ class Step:
     logits_R: Tensor | None  # which logits are drawn from; None: all of them
     prompts: tuple[PromptRow, ...]
     length_S: np.ndarray  # int64: the slots' lengths after the step
+
+
+@dataclass(frozen=True)
+class GraphSizes:
+    """What graphs exist, ascending."""
+
+    rows: tuple[int, ...] = ()  # of decode steps
+    tokens: tuple[int, ...] = ()  # of other steps, whose attention no graph computes
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.tokens)
+
+
+NO_GRAPHS = GraphSizes()
 
 
 class Batcher:
@@ -81,12 +96,8 @@ class Batcher:
         step_tokens_max: int,
         step_rows_max: int,
         vocab_size: int,
-        buckets: tuple[int, ...] = (),
+        sizes: GraphSizes = NO_GRAPHS,
     ) -> None:
-        """
-        Args:
-            buckets: rows of the decode steps that graphs compute, ascending.
-        """
         self._device = device
         self._slots = slots
         self._pool = pool
@@ -95,11 +106,11 @@ class Batcher:
         self._rows_max = step_rows_max
         self._vocab_size = vocab_size
         self._block_tokens = pool.layout.block_tokens
-        self._buckets = buckets
+        self._sizes = sizes
         # A step writes to every block it appends, but for the one that its last token may need.
         blocks_max = step_tokens_max // self._block_tokens + 2 * step_rows_max
         size = TOKEN_BYTES * step_tokens_max + ROW_BYTES * step_rows_max + BLOCK_BYTES * blocks_max
-        size = max(size, 2 * 8 * max(buckets, default=0))
+        size += max([0, *(2 * 8 * rows for rows in sizes.rows), *(24 * t for t in sizes.tokens)])
         self.staging = device.staging(size + SLACK_BYTES, STAGES)
 
     def build(self, plan: Plan) -> Step:
@@ -122,13 +133,13 @@ class Batcher:
     def _bucket(self, plan: Plan) -> int:
         """Rows of the graph that computes a plan; 0 if none does."""
         rows, flags = plan.row_slot_S.size, plan.row_flags_S
-        if not rows or not self._buckets or rows > self._buckets[-1]:
+        if not rows:
             return 0
         wanted = RowFlag.FROM_SLOT | RowFlag.SAMPLE
         other = RowFlag.PROMPT_LOGPROBS | RowFlag.MASKED
         if (plan.row_len_S != 1).any() or ((flags & (wanted | other)) != wanted).any():
             return 0
-        return self._buckets[bisect.bisect_left(self._buckets, rows)]
+        return _at_least(self._sizes.rows, rows)
 
     def _decode(
         self, plan: Plan, stage: _Stage, bucket: int, slot_S: np.ndarray, start_S: np.ndarray
@@ -151,6 +162,7 @@ class Batcher:
             plan=plan,
             inputs=None,
             bucket=bucket,
+            padded=0,
             row_R=np.arange(rows),
             slot_R=slot_S,
             device_slot_R=Column(0, rows, np.int64).of(inbox),
@@ -187,14 +199,11 @@ class Batcher:
         row_R = np.flatnonzero(is_sampled_S)
         prompts, logits_L, logits_R = _logits(plan, row_R, first_S, last_S, start_S)
 
-        tokens_T = stage.take(tokens)
-        tokens_T[~from_slot_T] = self._given(plan, tokens - int(from_slot_T.sum()))
-        at_tokens = stage.last
-        at_positions = stage.put(position_T)
-        cells_T = stage.take(tokens)
-        np.multiply(block_T, self._block_tokens, out=cells_T)
-        cells_T += position_T % self._block_tokens
-        at_cells = stage.last
+        given_T = self._given(plan, tokens - int(from_slot_T.sum()))
+        padded = _at_least(self._sizes.tokens, tokens) if tokens else 0
+        at_tokens, at_positions, at_cells = self._stage_tokens(
+            stage, max(padded, tokens), given_T, from_slot_T, position_T, block_T
+        )
         at_logits = stage.put(logits_L)
         at_slots = stage.put(slot_S)
         slot_R = slot_S[row_R]
@@ -235,6 +244,7 @@ class Batcher:
             plan=plan,
             inputs=Inputs(device_tokens_T, context),
             bucket=0,
+            padded=padded,
             row_R=row_R,
             slot_R=slot_R,
             device_slot_R=at_sampled_slots.of(inbox),
@@ -243,6 +253,31 @@ class Batcher:
             prompts=prompts,
             length_S=end_S,
         )
+
+    def _stage_tokens(
+        self,
+        stage: _Stage,
+        padded: int,
+        given_T: np.ndarray,
+        from_slot_T: np.ndarray,
+        position_T: np.ndarray,
+        block_T: np.ndarray,
+    ) -> tuple[Column, Column, Column]:
+        """Stages tokens, positions and cells; padding ones are token 0, at position 0, in scrap."""
+        tokens = position_T.size
+        tokens_T = stage.take(padded)
+        at_tokens = stage.last
+        tokens_T[tokens:] = 0
+        tokens_T[:tokens][~from_slot_T] = given_T
+        positions_T = stage.take(padded)
+        at_positions = stage.last
+        positions_T[tokens:] = 0
+        positions_T[:tokens] = position_T
+        cells_T = stage.take(padded)
+        cells_T[tokens:] = 0
+        np.multiply(block_T, self._block_tokens, out=cells_T[:tokens])
+        cells_T[:tokens] += position_T % self._block_tokens
+        return at_tokens, at_positions, stage.last
 
     def _stage_appends(self, stage: _Stage) -> tuple[Column, Column] | None:
         """Stages what the plan added to tables that the device has a copy of."""
@@ -347,6 +382,12 @@ class _Stage:
         """Fills the next column."""
         self.take(values.size, dtype)[:] = values
         return self.last
+
+
+def _at_least(sizes: tuple[int, ...], wanted: int) -> int:
+    """The smallest size that holds so many; 0 if none does."""
+    at = bisect.bisect_left(sizes, wanted)
+    return sizes[at] if at < len(sizes) else 0
 
 
 def _leading_ones(length_S: np.ndarray) -> int:

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.batch import Batcher, Step
+from headrace.batch import NO_GRAPHS, Batcher, GraphSizes, Step
 from headrace.comm import Comm
 from headrace.device import Device, Timer
 from headrace.errors import HeadraceError, PlanError
-from headrace.graphs import DecodeGraphs, buckets
+from headrace.graphs import DecodeGraphs, PieceGraphs, buckets, token_buckets
 from headrace.kv import KvLayout, KvPool
 from headrace.layers.step import StepContext
 from headrace.memory import BLOCKS_MIN, Room, plan_memory
@@ -59,12 +59,30 @@ class Model(Protocol):
         ...
 
 
+class PartedModel(Protocol):
+    """A model whose blocks and head are called apart."""
+
+    def hidden(self, tokens_T: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
+        """Returns what the last block adds to the residual stream, and the stream until then."""
+        ...
+
+    def logits(self, x_TD: Tensor, residual_TD: Tensor, sampled_S: Tensor | None) -> Tensor:
+        """Returns the logits of the tokens `sampled_S`, given what `hidden` returned."""
+        ...
+
+
 @dataclass(frozen=True)
 class GraphInputs:
-    """How a graph makes a decode step's inputs: the op, and the angles of all positions."""
+    """What graphs are made of: how they find a decode step's inputs, and the model's parts.
+
+    Attributes:
+        gather: from slots and positions to everything else.
+        cos_sin_LE: the angles of all positions.
+    """
 
     gather: GatherDecodeInputs
     cos_sin_LE: Tensor
+    model: PartedModel
 
 
 @dataclass(frozen=True)
@@ -142,12 +160,12 @@ class Runner:
     """Executes plans, one after another. Not a thread: its caller owns the device."""
 
     def __init__(
-        self, engine: Engine, wanted: Preparation, blocks: int, sizes: tuple[int, ...] = ()
+        self, engine: Engine, wanted: Preparation, blocks: int, sizes: GraphSizes = NO_GRAPHS
     ) -> None:
         """Makes slots and a zeroed pool of `blocks` blocks.
 
         Args:
-            sizes: rows of the decode steps that `capture` records graphs for, ascending.
+            sizes: what `capture` records graphs for.
         """
         self._engine = engine
         self._next_step = wanted.first_step
@@ -169,18 +187,22 @@ class Runner:
             step_tokens_max=wanted.step_tokens_max,
             step_rows_max=wanted.step_rows_max,
             vocab_size=engine.vocab_size,
-            buckets=sizes,
+            sizes=sizes,
         )
-        self._graphs = None
-        if sizes:
-            inbox = self._batcher.staging.inbox()
-            self._graphs = DecodeGraphs(engine, self.slots, self.pool, inbox, sizes)
+        inbox = self._batcher.staging.inbox()
+        self._graphs = self._pieces = None
+        if sizes.rows:
+            self._graphs = DecodeGraphs(engine, self.slots, self.pool, inbox, sizes.rows)
+        if sizes.tokens:
+            self._pieces = PieceGraphs(engine, self.pool, inbox, sizes.tokens)
         self._sampler = Sampler(engine.device, self.slots, engine.sampling, engine.comm)
 
     def capture(self) -> None:
         """Records the graphs; before the first step."""
         if self._graphs is not None:
             self._graphs.capture()
+        if self._pieces is not None:
+            self._pieces.capture()
 
     def stage(self, plan: Plan) -> Step:
         """Applies a plan to the slots and copies what it needs to the device."""
@@ -194,6 +216,8 @@ class Runner:
         if step.inputs is None:
             assert self._graphs is not None, "a step was staged for a graph that does not exist"
             return self._graphs.forward(step)
+        if step.padded and self._pieces is not None:
+            return self._pieces.forward(step)
         tokens_T = step.inputs.tokens_T
         if not tokens_T.numel():  # A plan may do no more than release and bind.
             return tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
@@ -404,11 +428,14 @@ def kv_layout(engine: Engine, wanted: Preparation) -> KvLayout:
     return KvLayout(engine.layers, engine.kv_heads, engine.head_dim, wanted.block_tokens, dtype)
 
 
-def graph_sizes(engine: Engine, wanted: Preparation) -> tuple[int, ...]:
-    """Rows of the decode steps to record graphs for; none where they cannot be recorded."""
+def graph_sizes(engine: Engine, wanted: Preparation) -> GraphSizes:
+    """What to record graphs for; nothing where nothing can be recorded."""
     if not (engine.device.graphs and engine.attention.graphs and engine.graph_inputs):
-        return ()
-    return buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
+        return NO_GRAPHS
+    rows = buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
+    if engine.comm.size > 1:
+        return GraphSizes(rows)
+    return GraphSizes(rows, token_buckets(wanted.step_tokens_max))
 
 
 def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
@@ -445,28 +472,33 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
         runner.capture()
     for line in plan.table().splitlines():
         log.info("%s", line)
-    log.info("%d blocks of %d tokens, %d graphs", blocks, wanted.block_tokens, 2 * len(sizes))
+    log.info(
+        "%d blocks of %d tokens; graphs for %d sizes of decode batches and %d of other steps",
+        *(blocks, wanted.block_tokens, len(sizes.rows), len(sizes.tokens)),
+    )
     return runner, Prepared(blocks, plan.items)
 
 
-def _measure_graphs(engine: Engine, wanted: Preparation, sizes: tuple[int, ...]) -> int:
-    """Device bytes that graphs of these sizes will take, by the two largest of them."""
+def _measure_graphs(engine: Engine, wanted: Preparation, sizes: GraphSizes) -> int:
+    """Device bytes that these graphs will take, by the two largest of each kind."""
     if not sizes:
         return 0
     device = engine.device
     device.trim()
-    free = [device.room().free]
-    runners: list[Runner] = []
-    for size in reversed(sizes[-2:]):
-        runner = Runner(engine, replace(wanted, state_slots_max=0), BLOCKS_MIN, (size,))
-        free.append(device.room().free)
-        runner.capture()
-        free.append(device.room().free)
-        runners.append(runner)
-    largest, another = free[1] - free[2], free[3] - free[4]
-    runners.clear()
-    device.trim()
-    return max(0, largest) + max(0, another) * (len(sizes) - 1)
+    wanted = replace(wanted, state_slots_max=0)
+    total = 0
+    for kind, all_of_kind in (("rows", sizes.rows), ("tokens", sizes.tokens)):
+        runners: list[Runner] = []
+        taken: list[int] = []
+        for size in reversed(all_of_kind[-2:]):
+            runners.append(Runner(engine, wanted, BLOCKS_MIN, GraphSizes(**{kind: (size,)})))
+            free = device.room().free
+            runners[-1].capture()
+            taken.append(max(0, free - device.room().free))
+        total += sum(taken[:1]) + sum(taken[1:]) * (len(all_of_kind) - 1)
+        runners.clear()
+        device.trim()
+    return total
 
 
 def _warm(engine: Engine, wanted: Preparation) -> None:

@@ -1,4 +1,8 @@
-"""Decode steps as recorded launches: a forward and a greedy sampler for each size of batch.
+"""Steps as recorded launches: decode steps whole, other steps in pieces between attentions.
+
+A decode step is two graphs for each size of batch, a forward and a greedy sampler. A step with
+prompts is a graph for each stretch between two layers' attentions, for each number of tokens: what
+lies between knows nothing of rows, while attention is launched for the rows there are.
 
 A recorded launch reads and writes the memory it was recorded with. So a graph's inputs are the
 staged columns at the front of the inbox (slot and position of each row) and what the slots keep on
@@ -7,10 +11,11 @@ the device; everything else about a step is computed from them by the graph itse
 The composed model, called with the same inputs, is the slow twin.
 """
 
-# M rows of a graph · V vocabulary · P positions · E head dim
+# T tokens, padded · D width · M rows of a graph · V vocabulary · P positions · E head dim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +43,24 @@ SIZES_AN_OCTAVE = 4
 
 # A row's result: token (int64), log-probability (float32), whether its logits were bad (bool).
 TOKEN_BYTES, LOGPROB_BYTES, BAD_BYTES = 8, 4, 1
+
+
+# The smallest and the largest step that is computed in pieces, and how many sizes an octave has.
+# Larger steps keep the device busy while their operations are launched one by one.
+PIECE_TOKENS_MIN = 16
+PIECE_TOKENS_MAX = 512
+PIECE_SIZES_AN_OCTAVE = 8
+
+
+def token_buckets(tokens_max: int) -> tuple[int, ...]:
+    """Sizes of steps that are computed in pieces: padding is at most an eighth."""
+    sizes = {PIECE_TOKENS_MIN}
+    octave = PIECE_TOKENS_MIN
+    while octave < PIECE_TOKENS_MAX:
+        step = octave // PIECE_SIZES_AN_OCTAVE
+        sizes |= set(range(octave + step, 2 * octave + 1, step))
+        octave *= 2
+    return tuple(sorted(size for size in sizes if size <= tokens_max))
 
 
 def buckets(rows_max: int) -> tuple[int, ...]:
@@ -163,6 +186,115 @@ class DecodeGraphs:
         """Slot and position of each row, as the batcher staged them."""
         slots, starts = Column(0, rows, np.int64), Column(8 * rows, rows, np.int64)
         return slots.of(self._inbox), starts.of(self._inbox)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A graph, and the attention behind it: what it was called with, in memory that is reused."""
+
+    graph: Graph
+    q_THE: Tensor
+    caches: tuple[Tensor, Tensor]
+    window: int
+    fresh: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A step of one size."""
+
+    pieces: tuple[_Piece, ...]
+    last: Graph
+    x_TD: Tensor
+    residual_TD: Tensor
+
+
+class PieceGraphs:
+    """Steps of up to so many tokens, in pieces; of one pool."""
+
+    def __init__(self, engine: Engine, pool: KvPool, inbox: Tensor, sizes: tuple[int, ...]) -> None:
+        """
+        Args:
+            inbox: where staged columns arrive: the tokens of a step of one of the sizes, then
+                their positions, then their cells.
+        """
+        assert engine.graph_inputs is not None, "graphs of a model that has no parts"
+        self._engine = engine
+        self._model = engine.graph_inputs.model
+        self._pool = pool
+        self._inbox = inbox
+        self._sizes = sizes
+        self._steps: dict[int, _Pieces] = {}
+        self._o_THE: Tensor | None = None
+
+    def capture(self) -> None:
+        """Records all sizes, the largest first: smaller ones fit into its memory."""
+        for tokens in reversed(self._sizes):
+            # What libraries load and plan at a first call, they do now.
+            self._hidden(tokens, lambda q_THE, *_: self._output(q_THE))
+            self._steps[tokens] = self._record(tokens)
+
+    def forward(self, step: Step) -> Tensor:
+        """Launches the forward of a step that is padded to one of the sizes.
+
+        Returns: logits_LV of the tokens that are wanted.
+        """
+        assert step.inputs is not None and self._o_THE is not None
+        context, recorded = step.inputs.context, self._steps[step.padded]
+        attend: Callable[..., Tensor] = self._engine.attention.attend
+        plan, o_THE = context.attention, self._o_THE[: step.padded]
+        for piece in recorded.pieces:
+            piece.graph.replay()
+            attend(piece.q_THE, *piece.caches, plan, piece.window, piece.fresh, out=o_THE)
+        recorded.last.replay()
+        return self._model.logits(recorded.x_TD, recorded.residual_TD, context.sampled_S)
+
+    def _record(self, tokens: int) -> _Pieces:
+        device = self._engine.device
+        recorder = device.recorder()
+        pieces: list[_Piece] = []
+
+        def attend(
+            q_THE: Tensor,
+            k_cache_NPKE: Tensor,
+            v_cache_NPKE: Tensor,
+            plan: None,
+            window: int = 0,
+            fresh: tuple[Tensor, Tensor] | None = None,
+        ) -> Tensor:
+            del plan
+            graph = recorder.end()
+            if fresh is not None:
+                fresh = device.alias(fresh[0]), device.alias(fresh[1])
+            caches = k_cache_NPKE, v_cache_NPKE
+            pieces.append(_Piece(graph, device.alias(q_THE), caches, window, fresh))
+            o_THE = self._output(q_THE)
+            recorder.begin()
+            return o_THE
+
+        recorder.begin()
+        x_TD, residual_TD = self._hidden(tokens, attend)
+        return _Pieces(tuple(pieces), recorder.end(), x_TD, residual_TD)
+
+    def _hidden(self, tokens: int, attend: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        columns = (Column(8 * tokens * i, tokens, np.int64).of(self._inbox) for i in range(3))
+        tokens_T, positions_T, cells_T = columns
+        context = StepContext(
+            positions_T=positions_T,
+            cells_T=cells_T,
+            sampled_S=None,
+            attention=None,
+            kv=self._pool,
+            attend=attend,
+        )
+        return self._model.hidden(tokens_T, context)
+
+    def _output(self, q_THE: Tensor) -> Tensor:
+        """Where attention leaves its output, of every layer and size; zeros at first."""
+        if self._o_THE is None:
+            shape = (self._sizes[-1], *q_THE.shape[1:])
+            self._o_THE = torch.zeros(shape, dtype=q_THE.dtype, device=q_THE.device)
+        return self._o_THE[: q_THE.shape[0]]
 
 
 class _Packed(Download):

@@ -74,7 +74,7 @@ def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine
     graph_inputs = None
     if device.graphs:
         angles_LE = model.rotary.tabulate(spec.context_tokens_max)
-        graph_inputs = GraphInputs(table.decode_inputs, angles_LE)
+        graph_inputs = GraphInputs(table.decode_inputs, angles_LE, model)
     return Engine(
         device=device,
         comm=comm,

@@ -11,14 +11,16 @@ from decoders import load
 from planner import Planner, Sequence
 from test_invariance import make_runner
 
+from headrace.batch import GraphSizes
 from headrace.comm import SingleComm
 from headrace.executor import GraphInputs, Runner
-from headrace.graphs import ROWS_MAX, buckets
+from headrace.graphs import ROWS_MAX, buckets, token_buckets
 from headrace.testing.recording import RecordedAttention, RecordingDevice
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result, Sampling
 
 PROMPTS = [[5, 9, 40, 33, 7], [77] * 19, [3], [101, 44, 260, 8, 8, 12, 300, 4, 91]]
+SIZES = GraphSizes(rows=buckets(16), tokens=(16, 18, 20, 32, 64))
 SAMPLINGS = [
     Sampling(),
     Sampling(temperature=0.8, top_k=40, top_p=0.9, seed=7),
@@ -32,17 +34,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Tiny().write(tmp_path_factory.mktemp("tiny"))
 
 
-def recording(folder: Path, block_tokens: int) -> tuple[Runner, RecordingDevice]:
+def recording(
+    folder: Path, block_tokens: int, sizes: GraphSizes | None = None
+) -> tuple[Runner, RecordingDevice]:
     model, ops = load(folder, reference=True)
     ops = replace(ops, paged_attention=RecordedAttention())
     for block in model.blocks:
         block.attention._attend = ops.paged_attention.attend
     device = RecordingDevice()
     cos_sin_LE = model.rotary.tabulate(model.spec.context_tokens_max)
-    inputs = GraphInputs(ops.decode_inputs, cos_sin_LE)
+    inputs = GraphInputs(ops.decode_inputs, cos_sin_LE, model)
     with torch.inference_mode():
         made = make_runner(
-            model, ops, SingleComm(), block_tokens, device=device, graph_inputs=inputs
+            *(model, ops, SingleComm(), block_tokens),
+            device=device,
+            graph_inputs=inputs,
+            sizes=sizes or SIZES,
         )
         made.capture()
     return made, device
@@ -84,13 +91,26 @@ def test_tokens_are_those_of_the_operations(
     assert device.replayed > 5
 
 
-def test_every_size_of_batch_has_its_graphs(folder: Path) -> None:
-    _, device = recording(folder, 16)
-    assert device.recorded == 2 * len(buckets(16))
+def test_every_size_has_its_graphs(folder: Path) -> None:
+    _, device = recording(folder, 16, GraphSizes(rows=(1, 2, 5)))
+    assert device.recorded == 2 * 3
+    _, device = recording(folder, 16, GraphSizes(tokens=(8, 16)))
+    layers = Tiny().layers
+    assert device.recorded == 2 * (layers + 1)
+
+
+def test_steps_that_no_graph_computes_are_computed_by_operation(folder: Path) -> None:
+    made, device = recording(folder, 16, GraphSizes(tokens=(4,)))
+    run(made, Planner(blocks=256, running_max=1), SAMPLINGS[:1])
+    layers = Tiny().layers
+    assert device.replayed % (layers + 1) == 0 and device.replayed > 0
 
 
 def test_sizes_are_dense_at_the_bottom_and_padding_is_bounded() -> None:
     sizes = buckets(10_000)
     assert sizes[:9] == (1, 2, 3, 4, 5, 6, 7, 8, 10) and sizes[-1] == ROWS_MAX
     assert all(after / before <= 1.25 for before, after in itertools.pairwise(sizes[7:]))
+    tokens = token_buckets(10_000)
+    assert tokens[0] == 16 and tokens[-1] == 512
+    assert all(after / before <= 1.125 for before, after in itertools.pairwise(tokens))
     assert buckets(3) == (1, 2, 3) and buckets(11)[-1] == 11

@@ -13,10 +13,11 @@ import torch
 from decoders import load
 from planner import Planner, Sequence
 
+from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.comm import Comm, SingleComm
 from headrace.device import Device
 from headrace.device.cpu import CpuDevice
-from headrace.executor import Engine, GraphInputs, Preparation, Runner, graph_sizes
+from headrace.executor import Engine, GraphInputs, Preparation, Runner
 from headrace.models import ARCHITECTURES, Decoder
 from headrace.ops import OpTable, sampling
 from headrace.testing.threads import group
@@ -92,6 +93,7 @@ def make_runner(
     block_tokens: int,
     device: Device | None = None,
     graph_inputs: GraphInputs | None = None,
+    sizes: GraphSizes = NO_GRAPHS,
 ) -> Runner:
     device = device or CpuDevice(threads=1)
     spec = model.spec
@@ -120,7 +122,6 @@ def make_runner(
         step_tokens_max=512,
         step_rows_max=16,
     )
-    sizes = graph_sizes(engine, wanted) if graph_inputs else ()
     return Runner(engine, wanted, BLOCKS, sizes)
 
 

@@ -1,9 +1,18 @@
 """Devices: one file each, chosen once by name."""
 
-from headrace.device.base import Device, Download, DtypeChoice, Graph, Staging, Timer
+from headrace.device.base import Device, Download, DtypeChoice, Graph, Recorder, Staging, Timer
 from headrace.errors import ConfigError
 
-__all__ = ["Device", "Download", "DtypeChoice", "Graph", "Staging", "Timer", "open_device"]
+__all__ = [
+    "Device",
+    "Download",
+    "DtypeChoice",
+    "Graph",
+    "Recorder",
+    "Staging",
+    "Timer",
+    "open_device",
+]
 
 
 def open_device(kind: str, index: int = 0, threads: int = 0, ranks: int = 1) -> Device:

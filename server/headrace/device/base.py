@@ -52,6 +52,14 @@ class Graph(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Records launches between `begin` and `end`, without running them; used again and again."""
+
+    def begin(self) -> None: ...
+
+    def end(self) -> Graph: ...
+
+
 class Timer(Protocol):
     """Measures how long the device is busy with what is launched between start and stop."""
 
@@ -151,6 +159,14 @@ class Device(Protocol):
         All recordings share one pool of memory, which they keep: what one of them allocates may be
         where an earlier one's temporaries were, so that two never run at the same time.
         """
+        ...
+
+    def recorder(self) -> Recorder:
+        """Makes a recorder, for work that is recorded in parts; only where `graphs`."""
+        ...
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """The same memory as a tensor that does not keep it: recordings may reuse it for others."""
         ...
 
     def timer(self) -> Timer:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
+from headrace.device.base import Download, DtypeChoice, Graph, Recorder, Staging, Timer
 from headrace.device.weights import HostStager, WeightStager
 from headrace.memory import Room
 
@@ -99,6 +99,14 @@ class CpuDevice:
     def capture(self, work: Callable[[], None]) -> Graph:
         """Refuses: there is no launch to save."""
         raise NotImplementedError("the CPU records no graphs")
+
+    def recorder(self) -> Recorder:
+        """Refuses, as `capture` does."""
+        raise NotImplementedError("the CPU records no graphs")
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """The tensor itself: nothing is recorded."""
+        return tensor
 
     def timer(self) -> Timer:
         """Wall time: the device is this thread."""

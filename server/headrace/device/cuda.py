@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.device.base import Download, DtypeChoice, Graph, Staging, Timer
+from headrace.device.base import Download, DtypeChoice, Graph, Recorder, Staging, Timer
 from headrace.device.cuda_weights import PinnedStager
 from headrace.device.weights import WeightStager
 from headrace.memory import Room
@@ -119,17 +119,24 @@ class CudaDevice:
         return _Copying(hosts, event)
 
     def capture(self, work: Callable[[], None]) -> Graph:
+        """See `recorder`."""
+        recorder = self.recorder()
+        recorder.begin()
+        work()
+        return recorder.end()
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """By way of the array interface, which knows no 16-bit floats."""
+        words = tensor.view(_WORDS[tensor.dtype.itemsize])
+        made = torch.as_tensor(_Array(words), device=self.torch_device)
+        assert made.data_ptr() == tensor.data_ptr(), "an alias is no copy"
+        return made.view(tensor.dtype)
+
+    def recorder(self) -> Recorder:
         """Records on the current stream, into the pool that all graphs of the device share."""
         if self._graph_pool is None:
             self._graph_pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may go on calling the driver.
-        graph.capture_begin(pool=self._graph_pool, capture_error_mode="thread_local")
-        try:
-            work()
-        finally:
-            graph.capture_end()
-        return graph
+        return _Recorder(self._graph_pool)
 
     def timer(self) -> Timer:
         """Between two events on the stream: waiting for earlier steps does not count."""
@@ -170,6 +177,42 @@ class _PinnedStaging:
 
     def inbox(self) -> Tensor:
         return self._inbox
+
+
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Array:
+    """The array interface of a tensor, and nothing that keeps its memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        size = tensor.dtype.itemsize
+        self.__cuda_array_interface__ = {
+            "version": 2,
+            "typestr": f"<i{size}",
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * size for stride in tensor.stride()),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+class _Recorder:
+    """CUDA graphs in one memory pool."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def begin(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may go on calling the driver.
+        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+    def end(self) -> Graph:
+        assert self._graph is not None, "ended before it was begun"
+        graph, self._graph = self._graph, None
+        graph.capture_end()
+        return graph
 
 
 class _Copying:

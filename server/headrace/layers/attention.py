@@ -61,6 +61,8 @@ class Attention(Declares):
         self._rope_and_kv_write = build.ops.rope_and_kv_write
         self._attend = build.ops.paged_attention.attend
         self._reads_fresh = build.ops.paged_attention.reads_fresh
+        self._rotates = build.ops.paged_attention.rotates
+        self._rotate_and_attend = build.ops.paged_attention.rotate_and_attend
 
     def finish(self) -> None:
         if self.qk_norm is not None and self._eps is not None:
@@ -73,11 +75,20 @@ class Attention(Declares):
         """
         k_cache_NPKE, v_cache_NPKE = step.kv.layer(self._layer)
         qkv_TC = self.qkv(x_TD)
+        if step.attend is None and self._rotates(step.attention):
+            # R5 holds although writes and reads are one launch: rows of a decode step write cells
+            # of blocks that are theirs alone, as blocks are shared when they are full.
+            o_THE = self._rotate_and_attend(
+                *(qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T),
+                *(self._layout, self._norm, step.attention, self._window),
+            )
+            return self.out(o_THE.flatten(1))
         # Every write of a layer comes before any read: rows of one step may share blocks (R5).
         q_THE = self._rope_and_kv_write(
             qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T, self._layout, self._norm
         )
-        o_THE = self._attend(
+        attend = step.attend or self._attend
+        o_THE = attend(
             q_THE,
             k_cache_NPKE,
             v_cache_NPKE,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,3 +32,5 @@ class StepContext:
     attention: AttentionPlan  # by ops.paged_attention.plan(StepShape)
     kv: KvPool
     cos_sin_TE: Tensor | None = None  # float32, as `Rotary` gives it; None: not yet computed
+    # Called in the place of the backend's `attend`, with its arguments: graphs end and begin there.
+    attend: Callable[..., Tensor] | None = None

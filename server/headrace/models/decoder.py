@@ -91,16 +91,28 @@ class Decoder(nn.Module):
 
     def compose(self, tokens_T: Tensor, step: StepContext) -> Tensor:
         """The step, operation by operation."""
+        x_TD, residual_TD = self.hidden(tokens_T, step)
+        return self.logits(x_TD, residual_TD, step.sampled_S)
+
+    def hidden(self, tokens_T: Tensor, step: StepContext) -> tuple[Tensor, Tensor]:
+        """Returns what the last block adds to the residual stream, and the stream until then."""
         cos_sin_TE = step.cos_sin_TE
         if cos_sin_TE is None:
             cos_sin_TE = self.rotary(step.positions_T)
-        x_TD = self.embed(tokens_T)
-        residual_TD = None
+        x_TD, residual_TD = self.embed(tokens_T), None
         for block in self.blocks:
             x_TD, residual_TD = block(x_TD, residual_TD, cos_sin_TE, step)
-        if step.sampled_S is not None:
-            x_TD = x_TD.index_select(0, step.sampled_S)
-            if residual_TD is not None:
-                residual_TD = residual_TD.index_select(0, step.sampled_S)
+        assert residual_TD is not None, "a decoder has blocks"
+        return x_TD, residual_TD
+
+    def logits(self, x_TD: Tensor, residual_TD: Tensor, sampled_S: Tensor | None) -> Tensor:
+        """Returns logits_SV of the tokens `sampled_S`, or of all.
+
+        Args:
+            x_TD, residual_TD: what `hidden` returned; not overwritten where tokens are chosen.
+        """
+        if sampled_S is not None:
+            x_TD = x_TD.index_select(0, sampled_S)
+            residual_TD = residual_TD.index_select(0, sampled_S)
         normed_SD, _ = self.norm(x_TD, residual_TD)
         return self.head(normed_SD)

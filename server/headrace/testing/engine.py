@@ -39,7 +39,7 @@ def load(
     graph_inputs = None
     if device.graphs and not reference:
         angles_LE = model.rotary.tabulate(spec.context_tokens_max)
-        graph_inputs = GraphInputs(table.decode_inputs, angles_LE)
+        graph_inputs = GraphInputs(table.decode_inputs, angles_LE, model)
     return Engine(
         device=device,
         comm=comm,

@@ -1,4 +1,8 @@
-"""A CPU that records launches and replays them: what graphs do, for tests without a GPU."""
+"""A CPU that records launches and replays them: what graphs do, for tests without a GPU.
+
+Work that is recorded whole is run again, whatever it consists of; work that is recorded in parts
+is written down operation by operation, as torch dispatches them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from headrace.device import Graph, Staging
+from headrace.device import Graph, Recorder, Staging
 from headrace.device.cpu import CpuDevice
 from headrace.ops.paged_attention import DecodeShape, StepShape
 from headrace.ops.paged_attention.reference import ReferenceAttention
@@ -31,6 +37,50 @@ class RecordingDevice(CpuDevice):
     def capture(self, work: Callable[[], None]) -> Graph:
         self.recorded += 1
         return _Recorded(self, work)
+
+    def recorder(self) -> Recorder:
+        return _TapeRecorder(self)
+
+
+class _TapeRecorder:
+    """Writes down every operation that torch dispatches."""
+
+    def __init__(self, device: RecordingDevice) -> None:
+        self._device = device
+        self._tape: _Tape | None = None
+
+    def begin(self) -> None:
+        self._tape = _Tape()
+        self._tape.__enter__()
+
+    def end(self) -> Graph:
+        assert self._tape is not None, "ended before it was begun"
+        tape, self._tape = self._tape, None
+        tape.__exit__(None, None, None)
+        self._device.recorded += 1
+        return _Recorded(self._device, tape.play)
+
+
+class _Tape(TorchDispatchMode):
+    """Operations and the tensors they made; played, the same operations fill the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        self._calls.append((func, args, kwargs, made))
+        return made
+
+    def play(self) -> None:
+        for func, args, kwargs, made in self._calls:
+            before, again = tree_leaves(made), tree_leaves(func(*args, **kwargs))
+            for old, new in zip(before, again, strict=True):
+                # Views and tensors that were changed in place are there already.
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
 
 class _Recorded:
@@ -70,7 +120,14 @@ class RecordedAttention(ReferenceAttention):
         return shape
 
     def attend(
-        self, q_THE: Tensor, k_cache_NPKE: Tensor, v_cache_NPKE: Tensor, plan: Any, *rest: Any
+        self,
+        q_THE: Tensor,
+        k_cache_NPKE: Tensor,
+        v_cache_NPKE: Tensor,
+        plan: Any,
+        window: int = 0,
+        fresh: tuple[Tensor, Tensor] | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         if isinstance(plan, DecodeShape):
             kv_len_S = plan.kv_len_S.numpy()
@@ -80,4 +137,7 @@ class RecordedAttention(ReferenceAttention):
                 table_SB=plan.table_ZW.index_select(0, plan.slot_S),
                 block_tokens=plan.block_tokens,
             )
-        return super().attend(q_THE, k_cache_NPKE, v_cache_NPKE, plan, *rest)
+        made = super().attend(q_THE, k_cache_NPKE, v_cache_NPKE, plan, window, fresh)
+        if out is None:
+            return made
+        return out.copy_(made.nan_to_num_(0.0, 0.0, 0.0))  # Padding rows are not written.

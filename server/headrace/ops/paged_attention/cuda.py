@@ -4,7 +4,7 @@ A plan holds device columns only, so that a layer's attention is its launches an
 """
 
 # T tokens · S rows · H local query heads · K local kv heads · E head dim
-# N blocks · P tokens per block
+# N blocks · P tokens per block · C = (H + 2K)·E columns of the fused projection
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from headrace.ops import triton
 from headrace.ops.base import No, OpSpec, Yes
 from headrace.ops.paged_attention import fa3
 from headrace.ops.paged_attention.base import DecodeShape, StepShape
+from headrace.ops.rope.base import QkNorm, QkvLayout
 
 if TYPE_CHECKING:
     from headrace.device.base import Device
@@ -56,6 +57,7 @@ class CudaPlan:
 
     decode: DecodePlan | None
     prefill: Any  # by `Prefill.plan`; None without such rows
+    captured: bool = False  # made by `plan_decode`
 
 
 class CudaAttention:
@@ -81,7 +83,7 @@ class CudaAttention:
         decode = self._decode.plan(
             shape.rows, shape.kv_len_S, shape.table_ZW, shape.block_tokens, shape.slot_S
         )
-        return CudaPlan(decode, None)
+        return CudaPlan(decode, None, captured=True)
 
     def replan(self, plan: CudaPlan) -> None:
         """Launches again what `plan_decode` did, as the replay of a graph does."""
@@ -97,14 +99,18 @@ class CudaAttention:
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
         softcap: float = 0.0,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See `AttentionBackend.attend`.
 
         Args:
+            out: o_THE, if not new.
             softcap: bounds scores to ±softcap by a hyperbolic tangent; 0: they are unbounded.
         """
         caches = k_cache_NPKE, v_cache_NPKE
-        o_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
+        o_THE = out
+        if o_THE is None:
+            o_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
         if plan.decode is not None:
             # It reads and writes the leading rows only.
             self._decode.attend(q_THE, *caches, o_THE, plan.decode, window=window, softcap=softcap)
@@ -113,6 +119,32 @@ class CudaAttention:
                 q_THE, *caches, o_THE, plan.prefill, window=window, softcap=softcap, fresh=fresh
             )
         return o_THE
+
+    def rotates(self, plan: CudaPlan) -> bool:
+        # Other steps have rows of prompts, which may read what other rows write.
+        return plan.captured
+
+    def rotate_and_attend(
+        self,
+        qkv_SC: Tensor,
+        cos_sin_SE: Tensor,
+        k_cache_NPKE: Tensor,
+        v_cache_NPKE: Tensor,
+        cells_S: Tensor,
+        layout: QkvLayout,
+        norm: QkNorm | None,
+        plan: CudaPlan,
+        window: int = 0,
+    ) -> Tensor:
+        """See `AttentionBackend.rotate_and_attend`."""
+        assert plan.decode is not None
+        o_SHE = qkv_SC.new_empty((qkv_SC.shape[0], layout.heads, layout.head_dim))
+        self._decode.rotate_and_attend(
+            *(qkv_SC, cos_sin_SE, k_cache_NPKE, v_cache_NPKE, cells_S, o_SHE),
+            *(layout, norm, plan.decode),
+            window=window,
+        )
+        return o_SHE
 
 
 class Cuda:
