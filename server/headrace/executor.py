@@ -503,6 +503,8 @@ def _measure_graphs(engine: Engine, wanted: Preparation, sizes: GraphSizes) -> i
 
 def _warm(engine: Engine, wanted: Preparation) -> None:
     """Executes made-up plans of the largest size, so that what is loaded lazily is loaded."""
+    where = engine.device.torch_device
+    engine.sampling.prepare(engine.vocab_size, engine.logits_dtype, where)
     crowd = CROWD if engine.device.asynchronous else 0
     plans, blocks = warm_plans(wanted, engine.context_tokens_max, crowd)
     runner = Runner(engine, wanted, blocks)

@@ -28,7 +28,7 @@ from headrace.device import Download, Graph
 from headrace.kv import KvPool
 from headrace.layers.step import StepContext
 from headrace.ops.paged_attention import DecodeShape
-from headrace.ops.sampling import SampleRows
+from headrace.ops.sampling import Samples
 from headrace.sampler import Outputs
 from headrace.slots import SlotRows
 
@@ -171,16 +171,13 @@ class DecodeGraphs:
 
     def _greedy(self, rows: int) -> None:
         slot_M, _ = self._columns(rows)
-        no_features = np.zeros(rows, np.int64)
-        logits_MV, sampling = self._logits_MV[:rows], self._engine.sampling
-        if not sampling.takes_half:
-            logits_MV = logits_MV.float()
-        samples = sampling.sample(logits_MV, SampleRows(no_features))
-        self._slots.accept(slot_M, samples.token_S)
-        token, logprob, bad = _columns(rows)
-        token.of(self._result).copy_(samples.token_S)
-        logprob.of(self._result).copy_(samples.logprob_S)
-        bad.of(self._result).copy_(samples.bad_S)
+        token_S, logprob_S, bad_S = (column.of(self._result) for column in _columns(rows))
+        self._engine.sampling.greedy_accept(
+            self._logits_MV[:rows],
+            slot_M,
+            self._slots.last_token_Z,
+            Samples(token_S, logprob_S, bad_S),
+        )
 
     def _columns(self, rows: int) -> tuple[Tensor, Tensor]:
         """Slot and position of each row, as the batcher staged them."""

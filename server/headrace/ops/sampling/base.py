@@ -9,6 +9,7 @@ from enum import IntFlag
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # An entry of the penalty state counts the generated tokens in its low bits; this bit says that
@@ -107,9 +108,46 @@ class SamplingBackend(Protocol):
         """
         ...
 
+    def greedy_accept(
+        self, logits_SV: Tensor, slot_S: Tensor, last_token_Z: Tensor, out: Samples
+    ) -> None:
+        """Takes every row's best token; launches the same work whatever the logits hold.
+
+        Args:
+            slot_S: int64; whose `last_token_Z` the token becomes.
+            out: overwritten; without alternatives.
+        """
+        ...
+
     def bad_rows(self, logits_SV: Tensor) -> Tensor:
         """What `Samples.bad_S` would say: for ranks that do not draw."""
         ...
+
+    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
+        """Loads or compiles now whatever any step's sampling may need."""
+        ...
+
+
+class Plain:
+    """What backends made of PyTorch's operations share."""
+
+    takes_half = False
+
+    def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
+        raise NotImplementedError
+
+    def greedy_accept(
+        self, logits_SV: Tensor, slot_S: Tensor, last_token_Z: Tensor, out: Samples
+    ) -> None:
+        no_features = np.zeros(logits_SV.shape[0], np.int64)
+        samples = self.sample(logits_SV.float(), SampleRows(no_features))
+        last_token_Z.index_copy_(0, slot_S, samples.token_S)
+        out.token_S.copy_(samples.token_S)
+        out.logprob_S.copy_(samples.logprob_S)
+        out.bad_S.copy_(samples.bad_S)
+
+    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
+        """Nothing: torch is loaded."""
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -23,6 +23,7 @@ from headrace.ops.sampling.base import (
     Alternatives,
     Feature,
     Knobs,
+    Plain,
     SampleRows,
     Samples,
 )
@@ -58,10 +59,8 @@ class _Drawn:
     token_RK: Tensor | None  # the candidates' ids; None for the whole vocabulary
 
 
-class BatchedSampling:
+class BatchedSampling(Plain):
     """The sampler of every device that has nothing better."""
-
-    takes_half = False
 
     def __init__(self, search: Search) -> None:
         self._search = search

@@ -13,15 +13,14 @@ from headrace.ops.sampling.base import (
     Alternatives,
     Edits,
     Feature,
+    Plain,
     SampleRows,
     Samples,
 )
 
 
-class ReferenceSampling:
+class ReferenceSampling(Plain):
     """Rows are independent: each is treated as if it were alone."""
-
-    takes_half = False
 
     def bad_rows(self, logits_SV: Tensor) -> Tensor:
         return torch.tensor([_is_bad(x_V) for x_V in logits_SV])
