@@ -23,6 +23,7 @@ from headrace.ops.paged_attention import CANDIDATES, DecodeShape, StepShape
 from headrace.ops.paged_attention import fa3 as fa3_module
 from headrace.ops.paged_attention.cuda import Cuda, CudaAttention
 from headrace.ops.paged_attention.reference import ReferenceAttention
+from headrace.ops.rope.base import QkNorm, QkvLayout
 from headrace.ops.triton import INTERPRETED, Gpu
 
 pytest.importorskip("triton")
@@ -33,6 +34,7 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from headrace.ops.paged_attention.triton_decode import Configs, DecodeConfig, TritonDecode
 from headrace.ops.paged_attention.triton_prefill import PrefillConfig, TritonPrefill
+from headrace.ops.rope.triton import triton_rope_and_kv_write
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -153,7 +155,7 @@ def backend(
 ) -> CudaAttention:
     shape = heads.q, heads.kv, heads.dim
     gpu = gpu_here()
-    configs = None if config is None else Configs(config, config)
+    configs = None if config is None else Configs((), config)
     decode = TritonDecode(*shape, dtype, gpu, DEVICE, configs)
     if fa3:
         return CudaAttention(decode, fa3_module.Fa3Prefill(heads.dim))
@@ -273,6 +275,136 @@ def test_rows_of_many_tokens(rows: str, window: int) -> None:
 @pytest.mark.parametrize("heads", [Heads(2, 2, 32), Heads(9, 3, 48), Heads(8, 1, 64)], ids=str)
 def test_rows_of_many_tokens_of_all_shapes(heads: Heads, block: int, dtype: torch.dtype) -> None:
     check(make(STEPS["mixed"], heads, block, dtype), backend(heads, dtype))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A decode step before its queries and keys are rotated, its newest cells NaN."""
+
+    case: Case
+    shape: DecodeShape
+    qkv_SC: Tensor
+    cos_sin_SE: Tensor
+    cells_S: Tensor
+    layout: QkvLayout
+    norm: QkNorm | None
+
+    def twins(self, made: CudaAttention, window: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Output and caches of the fused launch, and of the two that it stands for."""
+        ours = [cache.clone() for cache in self.case.caches]
+        theirs = [cache.clone() for cache in self.case.caches]
+        plan = made.plan_decode(self.shape)
+        assert made.rotates(plan)
+        outputs: list[Tensor] = []
+        before = self.qkv_SC.clone()
+        for _ in range(2):  # The second one is a later layer's, whose programs begin early.
+            for cache, other in zip(ours, self.case.caches, strict=True):
+                cache.copy_(other)
+            o_SHE = made.rotate_and_attend(
+                self.qkv_SC, self.cos_sin_SE, ours[0], ours[1], self.cells_S, self.layout,
+                self.norm, plan, window,
+            )  # fmt: skip
+            outputs.append(o_SHE)
+        assert torch.equal(self.qkv_SC, before), "the projection must be left alone"
+        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+        q_SHE = triton_rope_and_kv_write(gpu_here())(
+            before, self.cos_sin_SE, theirs[0], theirs[1], self.cells_S, self.layout, self.norm
+        )
+        expected = made.attend(q_SHE, theirs[0], theirs[1], plan, window)
+        return [outputs[0], *ours], [expected, *theirs]
+
+
+def fused(
+    lengths: list[int], heads: Heads, block: int, dtype: torch.dtype, norm: bool, padding: int = 0
+) -> Fused:
+    """A step of rows with so many positions each, then rows of padding."""
+    case = make(decode_rows(lengths), heads, block, dtype)
+    random = torch.Generator(DEVICE).manual_seed(5)
+    rows, layout = len(lengths) + padding, QkvLayout(heads.q, heads.kv, heads.dim)
+    cells_S = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+    for row, length in enumerate(lengths):
+        cells_S[row] = cells(case.shape.table_SB[row], length, block)[-1]
+    for cache in case.caches:
+        cache.flatten(0, 1)[cells_S] = torch.nan
+    table_ZW = torch.zeros((rows + 2, case.shape.table_SB.shape[1]), dtype=torch.int32)
+    table_ZW = table_ZW.to(DEVICE)
+    slot_S = torch.full((rows,), rows + 1, device=DEVICE)
+    slot_S[: len(lengths)] = torch.arange(len(lengths), 0, -1, device=DEVICE)
+    table_ZW[slot_S[: len(lengths)]] = case.shape.table_SB
+    kv_len_S = torch.ones(rows, dtype=torch.int32, device=DEVICE)
+    kv_len_S[: len(lengths)] = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    angles = torch.rand((rows, heads.dim // 2), generator=random, device=DEVICE) * 6
+    qkv_SC = torch.randn((rows, layout.columns), generator=random, device=DEVICE).to(dtype)
+    weights = None
+    if norm:
+        q_E, k_E = torch.rand((2, heads.dim), generator=random, device=DEVICE).to(dtype) + 0.5
+        weights = QkNorm(q_E, k_E, 1e-5)
+    shape = DecodeShape(rows, slot_S, kv_len_S, table_ZW, block)
+    cos_sin_SE = torch.cat((angles.cos(), angles.sin()), 1)
+    return Fused(case, shape, qkv_SC, cos_sin_SE, cells_S, layout, weights)
+
+
+def check_fused(step: Fused, made: CudaAttention, window: int = 0) -> None:
+    ours, theirs = step.twins(made, window)
+    dtype, rows = step.qkv_SC.dtype, len(step.case.shape.row_len_S)
+    compare(ours[0][:rows], theirs[0][:rows].float(), dtype)
+    if step.norm is None:
+        assert torch.equal(ours[0][:rows], theirs[0][:rows]), "the bits must be the same"
+    assert ours[0].isfinite().all(), "padding rows must not make NaN"
+    for our, their in zip(ours[1:], theirs[1:], strict=True):
+        written = our.flatten(0, 1)[step.cells_S[:rows]]
+        expected = their.flatten(0, 1)[step.cells_S[:rows]]
+        # The sum of a norm's squares may be of another order.
+        bound = TOLERANCE[dtype] if step.norm is not None else 0.0
+        torch.testing.assert_close(written, expected, rtol=bound, atol=bound)
+        # Nothing else is written, but for the cell of padding.
+        for cache in (our, their):
+            cache.flatten(0, 1)[step.cells_S] = 0.0
+        torch.testing.assert_close(our, their, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("config", [SMALL, FINE, COARSE], ids=["small", "fine", "coarse"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_rotation_and_write_are_in_the_launch(lengths: str, config: DecodeConfig) -> None:
+    heads = Heads(4, 2, 16)
+    step = fused(LENGTHS[lengths], heads, 16, torch.float32, norm=False, padding=2)
+    check_fused(step, backend(heads, torch.float32, config))
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "block"), [(Heads(9, 3, 16), 1), (Heads(4, 1, 48), 16), (Heads(40, 2, 16), 64)]
+)
+def test_rotation_and_write_of_all_shapes(
+    heads: Heads, block: int, dtype: torch.dtype, norm: bool
+) -> None:
+    check_fused(fused([1, 70, 33, 65], heads, block, dtype, norm), backend(heads, dtype))
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, 40])
+def test_rotation_and_write_with_a_window(window: int) -> None:
+    heads = Heads(4, 2, 16)
+    step = fused([1, 70, 33, 16, 200], heads, 16, torch.float32, norm=False)
+    check_fused(step, backend(heads, torch.float32), window)
+
+
+def test_only_captured_steps_rotate() -> None:
+    heads = Heads(4, 2, 16)
+    made = backend(heads, torch.float32)
+    assert not made.rotates(made.plan(make(decode_rows([5]), heads, 16, torch.float32).shape))
+    assert not ReferenceAttention().rotates(None)
+
+
+def test_items_are_as_long_as_is_asked() -> None:
+    made = backend(Heads(4, 2, 16), torch.float32, replace(FINE, least=3))
+    case = make(decode_rows([1, 160, 100]), Heads(4, 2, 16), 16, torch.float32)
+    check(case, made)
+    plan = made.plan(case.shape)
+    assert plan.decode is not None
+    items = plan.decode.items_by_window[0]
+    tiles = [count for count in (items[:, 4] - items[:, 3]).tolist() if count]
+    assert sorted(tiles) == [1, 2, 2, 2, 2, 3, 3, 3]
 
 
 def graph_case(made_for: Heads, dtype: torch.dtype) -> tuple[Case, DecodeShape, Tensor]:
@@ -443,6 +575,34 @@ def test_real_sizes(
         check(case, made, fresh=True)
 
 
+FUSED = {
+    "one": [577],
+    "ragged": [1, 63, 64, 65, 576, 2049, 16, 9000, 128, 130],
+    "many of one length": [576] * 64,
+    "one long among many": [500] * 63 + [20000],
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize(
+    ("model", "lengths", "window", "dtype"),
+    [
+        *(("llama", lengths, 0, torch.bfloat16) for lengths in FUSED),
+        *((model, "ragged", 0, torch.bfloat16) for model in list(MODELS)[1:]),
+        *((model, "ragged", 0, torch.float32) for model in MODELS),
+        ("llama", "ragged", 300, torch.bfloat16),
+        ("llama", "ragged", 0, torch.float16),
+    ],
+)
+def test_rotation_and_write_in_real_sizes(
+    model: str, lengths: str, window: int, dtype: torch.dtype, norm: bool
+) -> None:
+    heads = MODELS[model]
+    step = fused(FUSED[lengths], heads, 16, dtype, norm, padding=3)
+    check_fused(step, backend(heads, dtype, None), window)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_captured_step_serves_other_rows(dtype: torch.dtype) -> None:
@@ -519,3 +679,28 @@ def test_a_predecessor_that_sleeps_before_it_writes(rows: list[tuple[int, int]])
     copy_late[(q_THE.numel() // 1024,)](source, q_THE, 200_000, BLOCK=1024)
     actual = made.attend(q_THE, *case.caches, plan)
     compare(actual, expected, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [[700, 30], [576] * 64], ids=["two", "many"])
+def test_a_predecessor_of_an_early_program_sleeps(lengths: list[int]) -> None:
+    """Later layers' programs fetch keys before the projection is there, and use none of it."""
+    if not gpu_here().pdl:
+        pytest.skip("no programmatic dependent launch before Hopper")
+    heads = Heads(32, 8, 128)
+    step = fused(lengths, heads, 16, torch.bfloat16, norm=False)
+    made = backend(heads, torch.bfloat16, None)
+    (expected, *written), _ = step.twins(made, 0)
+    plan = made.plan_decode(step.shape)
+    late = torch.full_like(step.qkv_SC, torch.nan)
+    k_cache, v_cache = step.case.caches
+    for _ in range(3):
+        late.fill_(torch.nan)
+        torch.cuda.synchronize()
+        copy_late[(late.numel() // 1024,)](step.qkv_SC, late, 200_000, BLOCK=1024)
+        actual = made.rotate_and_attend(
+            late, step.cos_sin_SE, k_cache, v_cache, step.cells_S, step.layout, None, plan
+        )
+        assert torch.equal(actual, expected)
+    for cache, other in zip(step.case.caches, written, strict=True):
+        torch.testing.assert_close(cache, other, rtol=0, atol=0, equal_nan=True)

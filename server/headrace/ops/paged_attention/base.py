@@ -2,6 +2,7 @@
 
 # T tokens · S rows · M rows of a decode bucket · H local query heads · K local kv heads
 # E head dim · N blocks · P tokens per block · B blocks per table row · Z slots · W table width
+# C = (H + 2K)·E columns of the fused projection
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+
+from headrace.ops.rope.base import QkNorm, QkvLayout
 
 # What a backend made of a step's shape. Only the backend that made it can read it.
 AttentionPlan = Any
@@ -86,6 +89,30 @@ class AttentionBackend(Protocol):
         """
         ...
 
+    def rotates(self, plan: AttentionPlan) -> bool:
+        """Whether `rotate_and_attend` exists for a step of this plan."""
+        ...
+
+    def rotate_and_attend(
+        self,
+        qkv_SC: Tensor,
+        cos_sin_SE: Tensor,
+        k_cache_NPKE: Tensor,
+        v_cache_NPKE: Tensor,
+        cells_S: Tensor,
+        layout: QkvLayout,
+        norm: QkNorm | None,
+        plan: AttentionPlan,
+        window: int = 0,
+    ) -> Tensor:
+        """What `RopeAndKvWrite` and then `attend` do, for rows of one token each.
+
+        Rows write while others read: none may read the cell that another one writes.
+
+        Returns: o_SHE, new and contiguous.
+        """
+        ...
+
 
 class EagerOnly:
     """What backends have in common that plan every step from the host."""
@@ -95,3 +122,9 @@ class EagerOnly:
 
     def plan_decode(self, shape: DecodeShape) -> AttentionPlan:
         raise AssertionError("this backend has no steps to capture")
+
+    def rotates(self, plan: AttentionPlan) -> bool:
+        return False
+
+    def rotate_and_attend(self, *_arguments: Any, **_named: Any) -> Tensor:
+        raise AssertionError("this backend does not rotate")

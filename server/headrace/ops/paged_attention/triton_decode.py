@@ -7,10 +7,15 @@ is a whole row writes its output; those of a shared row leave partial sums, and 
 last adds them up. (Splitting over KV: Dao et al., Flash-Decoding, 2023.)
 
 The query heads of a group are the rows of one tile, so a group's keys and values are read once.
+
+In a captured step the same launch also rotates queries and keys and writes the cache: the programs
+that have the end of a row write its newest cell and are the only ones that read it. (No row reads
+another's newest cell, as only full blocks are shared.)
 """
 
 # The types of Triton's language are not those that its kernels are called with.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportPossiblyUnbound=false
 
 # S rows · T tokens · H query heads · K kv heads · G query heads a kv head · E head dim
 # N blocks · P tokens per block · Z slots · W table width · I work items
@@ -18,7 +23,7 @@ The query heads of a group are the rows of one tile, so a group's keys and value
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -26,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from headrace.ops.rope.base import QkNorm, QkvLayout
 from headrace.ops.triton import Gpu
 
 # Query heads a tile holds: the least that a tensor core takes.
@@ -40,6 +46,8 @@ ROWS = 512
 SCHEDULED = (64, 512)
 # Numbers of partial sums that are added up at a time.
 COMBINED = 4096
+# Bytes that one instruction fetches ahead.
+LINE = 128
 
 
 @dataclass(frozen=True)
@@ -52,30 +60,37 @@ class DecodeConfig:
     # its way while another is in use, 5 and 6 have two.
     stages: int
     programs: int  # that a multiprocessor runs at a time
+    least: int = 1  # items are not cut shorter than so many tiles, but for evenness
+    # Tiles whose keys and values a rotating launch fetches while the one before it still runs.
+    ahead: int = 0  # 0 or a power of two
 
 
 @dataclass(frozen=True)
 class Configs:
-    """A configuration for steps of few rows, and one for steps of more than `few`."""
+    """Configurations by the size of a step: its pairs of a row and a kv head."""
 
-    small: DecodeConfig
-    large: DecodeConfig
-    few: int = 0
+    up_to: tuple[tuple[int, DecodeConfig], ...]  # (most pairs, configuration), ascending
+    beyond: DecodeConfig
 
-    def of(self, rows: int) -> DecodeConfig:
-        return self.small if rows <= self.few else self.large
+    def of(self, pairs: int) -> DecodeConfig:
+        return next((config for most, config in self.up_to if pairs <= most), self.beyond)
+
+    @property
+    def all(self) -> tuple[DecodeConfig, ...]:
+        return (*(config for _, config in self.up_to), self.beyond)
 
 
 def default_configs(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> Configs:
     """What was fastest on an H200; smaller tiles where numbers or heads are larger."""
     stages = 3 if gpu.capability in ((8, 0), (9, 0), (10, 0)) else 2
     if dtype == torch.float32:
-        config = DecodeConfig(32 if head_dim <= 64 else 16, warps=4, stages=stages, programs=3)
-    elif head_dim > 128:
-        config = DecodeConfig(tile=32, warps=4, stages=stages, programs=3)
-    else:
-        config = DecodeConfig(tile=64, warps=2, stages=stages, programs=4)
-    return Configs(small=config, large=config)
+        tile = 32 if head_dim <= 64 else 16
+        return Configs((), DecodeConfig(tile, warps=4, stages=stages, programs=3))
+    if head_dim > 128:
+        return Configs((), DecodeConfig(tile=32, warps=4, stages=stages, programs=3))
+    config = DecodeConfig(tile=64, warps=2, stages=stages, programs=4)
+    few = replace(config, ahead=2)
+    return Configs(((16, few), (128, few)), config)
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,8 @@ class DecodePlan:
     arrived: Tensor  # int32, the finished items of shared rows; zero between launches
     # int32 [I, ITEM] by window: most models have one.
     items_by_window: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    # Windows for which a layer has attended since the work was balanced.
+    begun: set[int] = field(default_factory=set[int])
 
 
 class TritonDecode:
@@ -139,7 +156,7 @@ class TritonDecode:
             assert not _is_capturing(self._device), f"no workspace was made for {rows} rows"
             workspace = self._workspace(triton.next_power_of_2(rows))
             self._workspaces.append(workspace)
-        config = self._configs.of(rows)
+        config = self._configs.of(rows * self._kv_heads)
         plan = DecodePlan(
             rows,
             kv_len_S,
@@ -156,6 +173,7 @@ class TritonDecode:
 
     def replan(self, plan: DecodePlan) -> None:
         """Balances again, as the replay of a graph does, after the plan's tensors changed."""
+        plan.begun.clear()
         for window in plan.items_by_window:
             self._schedule(plan, window)
 
@@ -179,17 +197,72 @@ class TritonDecode:
             k_scale, v_scale: what the numbers of the caches are multiplied by, where these are of
                 another dtype than the queries.
         """
+        scales = k_scale, v_scale
+        self._launch(q_SHE, k_cache_NPKE, v_cache_NPKE, o_SHE, plan, window, softcap, scales)
+
+    def rotate_and_attend(
+        self,
+        qkv_SC: Tensor,
+        cos_sin_SE: Tensor,
+        k_cache_NPKE: Tensor,
+        v_cache_NPKE: Tensor,
+        cells_S: Tensor,
+        o_SHE: Tensor,
+        layout: QkvLayout,
+        norm: QkNorm | None,
+        plan: DecodePlan,
+        *,
+        window: int = 0,
+    ) -> None:
+        """Does what `RopeAndKvWrite` does and then `attend`, in one launch; leaves `qkv_SC` alone.
+
+        `cos_sin_SE`, `cells_S` and the plan's tensors may be written only before the plan's first
+        launch, and cells of the cache that hold earlier positions not by this step at all.
+        """
+        assert qkv_SC.is_contiguous() and qkv_SC.shape[1] == layout.columns
+        assert cos_sin_SE.is_contiguous() and cos_sin_SE.dtype == torch.float32
+        assert k_cache_NPKE.is_contiguous() and v_cache_NPKE.is_contiguous()
+        assert layout.head_dim % 2 == 0
+        caches = k_cache_NPKE, v_cache_NPKE
+        step = cos_sin_SE, cells_S
+        self._launch(qkv_SC, *caches, o_SHE, plan, window, 0.0, (1.0, 1.0), step, norm)
+
+    def _launch(
+        self,
+        q: Tensor,
+        k_cache_NPKE: Tensor,
+        v_cache_NPKE: Tensor,
+        o_SHE: Tensor,
+        plan: DecodePlan,
+        window: int,
+        softcap: float,
+        scales: tuple[float, float],
+        step: tuple[Tensor, Tensor] | None = None,
+        norm: QkNorm | None = None,
+    ) -> None:
+        """
+        Args:
+            q: q_SHE, or qkv_SC where there is a `step`.
+            scales: of the numbers of each cache.
+            step: cos_sin_SE and cells_S: rotate and write, too.
+        """
         items = plan.items_by_window.get(window)
         if items is None:
             self._schedule(plan, window)
             items = plan.items_by_window[window]
-        scale = k_scale * self._head_dim**-0.5
+        rotates = step is not None
+        # The first layer waits for all kernels before it, lets those after it start only then, and
+        # so stands between what made the plan's tensors and every later layer's early programs.
+        early = rotates and window in plan.begun
+        plan.begun.add(window)
+        scale = scales[0] * self._head_dim**-0.5
         if softcap > 0.0:
             scale_in, scale_out = scale / softcap, softcap * math.log2(math.e)
         else:
             scale_in, scale_out = scale * math.log2(math.e), 1.0
+        cos_sin_SE, cells_S = step or (plan.partial, plan.slot_S)
         _decode_kernel[(plan.items * self._head_tiles,)](
-            q_SHE,
+            q,
             k_cache_NPKE,
             v_cache_NPKE,
             o_SHE,
@@ -197,14 +270,23 @@ class TritonDecode:
             items,
             plan.partial,
             plan.arrived,
-            q_SHE.stride(0),
+            cos_sin_SE,
+            cells_S,
+            q if norm is None else norm.q_E,
+            q if norm is None else norm.k_E,
+            q.stride(0),
             plan.table.stride(0),
             scale_in,
             scale_out,
-            v_scale,
+            scales[1],
+            0.0 if norm is None else norm.eps,
             BLOCK_TOKENS=plan.block_tokens,
             SOFTCAP=softcap > 0.0,
             WINDOW=window > 0,
+            ROTATE=rotates,
+            NORM=norm is not None,
+            EARLY=early,
+            AHEAD=plan.config.ahead if early and self._gpu.pdl else 0,
             **self._constants_of(plan.config),
         )
 
@@ -230,6 +312,7 @@ class TritonDecode:
             "COMBINED": max(1, COMBINED // (group * dim)),
             "PRECISION": "ieee" if self._dtype == torch.float32 else "tf32",
             "ITEM": ITEM,
+            "LINE": LINE,
             "num_warps": config.warps,
             **self._gpu.launch,
         }
@@ -252,6 +335,7 @@ class TritonDecode:
             plan.rows,
             plan.items,
             window,
+            plan.config.least,
             TILE=plan.config.tile,
             ROWS=next((n for n in SCHEDULED if n >= plan.rows), triton.next_power_of_2(plan.rows)),
             ITEMS=ITEMS_A_PROGRAM,
@@ -262,7 +346,7 @@ class TritonDecode:
 
     def _workspace(self, rows: int) -> _Workspace:
         group = min(triton.next_power_of_2(self._group), TILE_HEADS)
-        items = max(self._items(rows, c) for c in (self._configs.small, self._configs.large))
+        items = max(self._items(rows, c) for c in self._configs.all)
         numbers = items * self._head_tiles * group * (self._head_dim + 2)
         partial = torch.empty(numbers, dtype=torch.float32, device=self._device)
         arrived = torch.zeros(rows * self._head_tiles, dtype=torch.int32, device=self._device)
@@ -282,7 +366,7 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 @triton.jit(
-    do_not_specialize=["rows", "items", "window"],
+    do_not_specialize=["rows", "items", "window", "least"],
     do_not_specialize_on_alignment=["kv_len_S", "slot_S"],
 )
 def _schedule_kernel(
@@ -292,6 +376,7 @@ def _schedule_kernel(
     rows,
     items,
     window,
+    least,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
     ITEMS: tl.constexpr,
@@ -314,7 +399,7 @@ def _schedule_kernel(
 
     # The least number of tiles an item may have for all items to fit: between the mean, and what
     # makes every row one item.
-    low = tl.maximum(tl.cdiv(tl.sum(tiles, 0), items), 1)
+    low = tl.maximum(tl.cdiv(tl.sum(tiles, 0), items), least)
     high = tl.maximum(tl.max(tiles, 0), low)
     while low < high:
         middle = (low + high) // 2
@@ -358,9 +443,99 @@ def _schedule_kernel(
     tl.store(out + 7, my_seen, mask=is_item)
 
 
-@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["table_ZW"])
-def _decode_kernel(  # noqa: PLR0915
-    q_SHE,
+@triton.jit
+def _prefetch(pointers, mask):
+    """Asks for the lines of memory at some pointers and waits for none."""
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred wanted;
+        setp.ne.b32 wanted, $2, 0;
+        @wanted prefetch.global.L2 [$1];
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [pointers.to(tl.int64), mask.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _fetch_ahead(
+    k_cache_NPKE,
+    v_cache_NPKE,
+    table_row,
+    first,
+    end,
+    kv_head,
+    BLOCK_TOKENS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    LINE: tl.constexpr,
+):
+    """Asks for the keys and values of the positions from `first` to before `end`."""
+    position = first + tl.arange(0, POSITIONS)
+    is_wanted = position < end
+    block = tl.load(
+        table_row + position // BLOCK_TOKENS, mask=is_wanted, other=0, cache_modifier=".cg"
+    )
+    cell = block.to(tl.int64) * BLOCK_TOKENS + position % BLOCK_TOKENS
+    numbers: tl.constexpr = LINE * 8 // k_cache_NPKE.dtype.element_ty.primitive_bitwidth
+    lines: tl.constexpr = (DIM + numbers - 1) // numbers
+    line = tl.arange(0, lines) * numbers
+    number = (cell * KV_HEADS + kv_head)[:, None] * HEAD_DIM + line[None, :]
+    mask = is_wanted[:, None] & (line < HEAD_DIM)[None, :]
+    _prefetch(k_cache_NPKE + number, mask)
+    _prefetch(v_cache_NPKE + number, mask)
+
+
+@triton.jit
+def _load_pairs(x, heads_at, low, mask, HEAD_DIM: tl.constexpr):
+    """Returns both numbers of its pair for each number of some heads, in float32.
+
+    Args:
+        heads_at: where each head begins, [heads, 1].
+        low: where the pair's lower number is, [DIM].
+    """
+    at = heads_at + low[None, :]
+    x_low = tl.load(x + at, mask=mask, other=0.0)
+    x_high = tl.load(x + at + HEAD_DIM // 2, mask=mask, other=0.0)
+    return x_low.to(tl.float32), x_high.to(tl.float32)
+
+
+@triton.jit
+def _rotated(
+    x_low, x_high, weight_E, eps, cos_sin, sin_cos, low, is_dim,
+    HEAD_DIM: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Normalises and rotates what `_load_pairs` returns, and rounds as `ops/rope/triton.py` does.
+
+    low · cos - high · sin in a head's lower half, low · sin + high · cos in its upper one.
+
+    Args:
+        cos_sin, sin_cos: what lower and upper numbers are multiplied by, [DIM].
+    """
+    if NORM:
+        low_weight = tl.load(weight_E + low, mask=is_dim, other=0.0).to(tl.float32)
+        high = low + HEAD_DIM // 2
+        high_weight = tl.load(weight_E + high, mask=is_dim, other=0.0).to(tl.float32)
+        # Every pair is here twice.
+        squares = tl.sum(x_low * x_low + x_high * x_high, 1) * 0.5
+        scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
+        x_low = x_low * scale * low_weight[None, :]
+        x_high = x_high * scale * high_weight[None, :]
+    return x_high * sin_cos[None, :] + x_low * cos_sin[None, :]
+
+
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table_ZW", "cells_S"],
+)
+def _decode_kernel(  # noqa: PLR0912, PLR0915
+    q_SHE,  # with ROTATE qkv_SC
     k_cache_NPKE,
     v_cache_NPKE,
     o_SHE,
@@ -368,14 +543,23 @@ def _decode_kernel(  # noqa: PLR0915
     items_I8,
     partial,
     arrived,
+    cos_sin_SE,  # unused unless ROTATE, as are the next ones
+    cells_S,
+    q_weight_E,  # unused unless NORM
+    k_weight_E,  # unused unless NORM
     q_stride,
     table_stride,
     scale_in,
     scale_out,
     v_scale,
+    eps,
     BLOCK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    ROTATE: tl.constexpr,
+    NORM: tl.constexpr,
+    EARLY: tl.constexpr,  # what the launch before this one writes is queries, keys and values
+    AHEAD: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -388,25 +572,28 @@ def _decode_kernel(  # noqa: PLR0915
     COMBINED: tl.constexpr,  # parts of a shared row that are added up at a time
     PRECISION: tl.constexpr,
     ITEM: tl.constexpr,
+    LINE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Attends to the tiles of one item with one tile of heads; heads of an item are neighbours."""
-    if PDL:
+    if PDL and not EARLY:
         gdc_wait()
         gdc_launch_dependents()
     item = tl.program_id(0) // HEAD_TILES
     head_tile = tl.program_id(0) % HEAD_TILES
     fields = items_I8 + item * ITEM
-    tile_first = tl.load(fields + 3)
-    tile_end = tl.load(fields + 4)
+    # All at once, and past the first-level cache, which an early program cannot trust.
+    tile_first = tl.load(fields + 3, cache_modifier=".cg")
+    tile_end = tl.load(fields + 4, cache_modifier=".cg")
+    row = tl.load(fields, cache_modifier=".cg").to(tl.int64)
+    slot = tl.load(fields + 1, cache_modifier=".cg").to(tl.int64)
+    kv_len = tl.load(fields + 2, cache_modifier=".cg")
+    base = tl.load(fields + 5, cache_modifier=".cg")
+    count = tl.load(fields + 6, cache_modifier=".cg")
+    seen = tl.load(fields + 7, cache_modifier=".cg")
     if tile_first == tile_end:
         return
-    row = tl.load(fields).to(tl.int64)
-    table_row = table_ZW + tl.load(fields + 1).to(tl.int64) * table_stride
-    kv_len = tl.load(fields + 2)
-    base = tl.load(fields + 5)
-    count = tl.load(fields + 6)
-    seen = tl.load(fields + 7)
+    table_row = table_ZW + slot * table_stride
 
     tiles_a_group: tl.constexpr = HEAD_TILES // KV_HEADS
     kv_head = head_tile // tiles_a_group
@@ -418,7 +605,55 @@ def _decode_kernel(  # noqa: PLR0915
     if DIM != HEAD_DIM:
         head_mask = head_mask & is_dim[None, :]
     at = (kv_head * GROUP + head)[:, None] * HEAD_DIM + dim[None, :]
-    q = tl.load(q_SHE + row * q_stride + at, mask=head_mask, other=0.0)
+    if ROTATE:
+        low = dim % (HEAD_DIM // 2)
+        cos_sin_E = cos_sin_SE + row * HEAD_DIM
+        other = (dim + HEAD_DIM // 2) % HEAD_DIM
+        cos_sin = tl.load(cos_sin_E + dim, mask=is_dim, other=0.0, cache_modifier=".cg")
+        sin_cos = tl.load(cos_sin_E + other, mask=is_dim, other=0.0, cache_modifier=".cg")
+        sin_cos = tl.where(dim < HEAD_DIM // 2, -sin_cos, sin_cos)
+        cell_new = tl.load(cells_S + row, cache_modifier=".cg")
+    if AHEAD > 0:
+        # Earlier steps wrote them.
+        first = tile_first * TILE
+        end = tl.minimum(first + AHEAD * TILE, tl.minimum(tile_end * TILE, kv_len - 1))
+        _fetch_ahead(
+            k_cache_NPKE, v_cache_NPKE, table_row, first, end, kv_head,
+            BLOCK_TOKENS, KV_HEADS, HEAD_DIM, DIM, AHEAD * TILE, LINE,
+        )  # fmt: skip
+    if PDL and EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    if ROTATE:
+        # Programs that will not write have these loads, too: they are in nobody's way.
+        new_mask = is_dim[None, :]
+        qkv_C = q_SHE + row * q_stride
+        k_at = (KV_HEADS * GROUP + kv_head + tl.zeros([1], tl.int32))[:, None] * HEAD_DIM
+        k_low, k_high = _load_pairs(qkv_C, k_at, low, new_mask, HEAD_DIM)
+        v_at = k_at + KV_HEADS * HEAD_DIM + dim[None, :]
+        v_new = tl.load(qkv_C + v_at, mask=new_mask, other=0.0)
+        q_at = (kv_head * GROUP + head)[:, None] * HEAD_DIM
+        q_low, q_high = _load_pairs(qkv_C, q_at, low, head_mask, HEAD_DIM)
+        if tile_end == tl.cdiv(kv_len, TILE):
+            k_new = _rotated(
+                k_low, k_high, k_weight_E, eps, cos_sin, sin_cos, low, is_dim, HEAD_DIM, NORM
+            )
+            number_new = (cell_new * KV_HEADS + kv_head) * HEAD_DIM + dim[None, :]
+            # Programs of a group with more heads than a tile write the same.
+            tl.store(
+                k_cache_NPKE + number_new, k_new.to(k_cache_NPKE.dtype.element_ty), mask=new_mask
+            )
+            tl.store(
+                v_cache_NPKE + number_new, v_new.to(v_cache_NPKE.dtype.element_ty), mask=new_mask
+            )
+            # It is read below, by other threads.
+            tl.debug_barrier()
+        q = _rotated(
+            q_low, q_high, q_weight_E, eps, cos_sin, sin_cos, low, is_dim, HEAD_DIM, NORM
+        ).to(q_SHE.dtype.element_ty)
+    else:
+        q = tl.load(q_SHE + row * q_stride + at, mask=head_mask, other=0.0)
 
     top = tl.full([TILE_HEADS], -float("inf"), tl.float32)
     total = tl.zeros([TILE_HEADS], tl.float32)
