@@ -4,10 +4,6 @@ cuBLASLt has many algorithms for a product and estimates which is fastest; its g
 percent off. `bench/gpu/cublaslt.py` measures them and writes `cublaslt_h200.json`: by GPU, version
 of the library, dtype and shape the bytes of the fastest, which the same version accepts again.
 
-The library is the one PyTorch has loaded, called through ctypes; constants and layouts are those of
-cublasLt.h of CUDA 13. Descriptors are created by the library, because their sizes differ between
-its versions; those of `AlgoBytes` and `HeuristicResult` do not.
-
 Matrices of the library are column by column. Row by row, y = x @ w.T is in its terms y' = w x' with
 w' [K, N] transposed, x' [K, M] and y' [N, M]; or, `flip`, x w' with the result row by row.
 """
@@ -18,9 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from collections.abc import Iterator
-from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_float, c_int, c_int32, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +24,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TABLE = Path(__file__).with_name("cublaslt_h200.json")
+from headrace.ops.matmul.cublaslt_abi import (
+    ALGO_BYTES,
+    COMPUTE_32F,
+    DESC_BIAS_POINTER,
+    DESC_EPILOGUE,
+    DESC_TRANSA,
+    DTYPES,
+    EPILOGUE_BIAS,
+    LAYOUT_ORDER,
+    OP_T,
+    ORDER_ROW,
+    PREF_MAX_WORKSPACE_BYTES,
+    PREF_MIN_ALIGNMENTS,
+    PREF_REDUCTION_SCHEME_MASK,
+    R_32F,
+    REDUCE_ANY,
+    REFUSALS,
+    SUCCESS,
+    AlgoBytes,
+    HeuristicResult,
+    Library,
+    LtError,
+    library,
+)
 
-# The version whose header was read.
-MAJOR = 13
-SONAME = f"libcublasLt.so.{MAJOR}"
+TABLE = Path(__file__).with_name("cublaslt_h200.json")
 
 # Scratch of algorithms that split sums. As much as PyTorch gives cuBLAS on these devices.
 WORKSPACE_BYTES = 32 << 20
@@ -41,135 +57,6 @@ WORKSPACE_BYTES = 32 << 20
 ALIGN_BYTES = 16
 # Remembered descriptors: each a few hundred bytes, made anew in microseconds.
 PLANS_MAX = 2048
-
-SUCCESS = 0
-DTYPES = {torch.float16: 2, torch.bfloat16: 14}  # CUDA_R_16F, CUDA_R_16BF
-R_32F = 0  # CUDA_R_32F
-COMPUTE_32F = 68  # CUBLAS_COMPUTE_32F
-OP_T = 1  # CUBLAS_OP_T
-ORDER_ROW = 1  # CUBLASLT_ORDER_ROW
-LAYOUT_ORDER = 1  # CUBLASLT_MATRIX_LAYOUT_ORDER
-# CUBLASLT_MATMUL_DESC_*
-DESC_TRANSA, DESC_EPILOGUE, DESC_BIAS_POINTER = 3, 7, 8
-EPILOGUE_BIAS = 4  # CUBLASLT_EPILOGUE_BIAS
-# CUBLASLT_MATMUL_PREF_*; alignments are those of A, B, C, D.
-PREF_MAX_WORKSPACE_BYTES, PREF_REDUCTION_SCHEME_MASK = 1, 3
-PREF_MIN_ALIGNMENTS = (5, 6, 7, 8)
-# CUBLASLT_REDUCTION_SCHEME_*: how partial sums are added up.
-REDUCE_INPLACE, REDUCE_COMPUTE_TYPE, REDUCE_OUTPUT_TYPE, REDUCE_ANY = 1, 2, 4, 7
-
-
-class AlgoBytes(ctypes.Structure):
-    """cublasLtMatmulAlgo_t."""
-
-    _fields_ = (("data", c_uint64 * 8),)
-
-
-class HeuristicResult(ctypes.Structure):
-    """cublasLtMatmulHeuristicResult_t."""
-
-    _fields_ = (
-        ("algo", AlgoBytes),
-        ("workspace_bytes", c_size_t),
-        ("state", c_int),
-        ("waves", c_float),
-        ("reserved", c_int * 4),
-    )
-
-
-ALGO_BYTES = ctypes.sizeof(AlgoBytes)
-
-# Arguments of each function that returns a status. Every handle and descriptor is a pointer.
-_P = c_void_p
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "cublasLtCreate": (_P,),
-    # type, rows, columns, stride of columns
-    "cublasLtMatrixLayoutCreate": (_P, c_int, c_uint64, c_uint64, c_int64),
-    "cublasLtMatrixLayoutDestroy": (_P,),
-    "cublasLtMatrixLayoutSetAttribute": (_P, c_int, _P, c_size_t),
-    "cublasLtMatrixLayoutGetAttribute": (_P, c_int, _P, c_size_t, _P),
-    # compute type, scale type
-    "cublasLtMatmulDescCreate": (_P, c_int, c_int),
-    "cublasLtMatmulDescDestroy": (_P,),
-    "cublasLtMatmulDescSetAttribute": (_P, c_int, _P, c_size_t),
-    "cublasLtMatmulDescGetAttribute": (_P, c_int, _P, c_size_t, _P),
-    "cublasLtMatmulPreferenceCreate": (_P,),
-    "cublasLtMatmulPreferenceDestroy": (_P,),
-    "cublasLtMatmulPreferenceSetAttribute": (_P, c_int, _P, c_size_t),
-    "cublasLtMatmulPreferenceGetAttribute": (_P, c_int, _P, c_size_t, _P),
-    # handle, operation, A, B, C, D, preference, count asked, results, count returned
-    "cublasLtMatmulAlgoGetHeuristic": (_P, _P, _P, _P, _P, _P, _P, c_int, _P, _P),
-    # handle, operation, A, B, C, D, algorithm, result
-    "cublasLtMatmulAlgoCheck": (_P, _P, _P, _P, _P, _P, _P, _P),
-    "cublasLtMatmulAlgoConfigSetAttribute": (_P, c_int, _P, c_size_t),
-    "cublasLtMatmulAlgoConfigGetAttribute": (_P, c_int, _P, c_size_t, _P),
-    "cublasLtMatmulAlgoCapGetAttribute": (_P, c_int, _P, c_size_t, _P),
-    # handle, operation, alpha, A and layout, B and layout, beta, C and layout, D and layout,
-    # algorithm, workspace, its bytes, stream
-    "cublasLtMatmul": (_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, c_size_t, _P),
-}
-
-
-class LtError(RuntimeError):
-    """A function of the library failed."""
-
-    def __init__(self, function: str, name: str) -> None:
-        super().__init__(f"{function}: {name}")
-        self.status = name
-
-
-class Library:
-    """cuBLASLt as PyTorch has loaded it; raises `OSError` if it has not."""
-
-    def __init__(self) -> None:
-        # Never a second copy of half a gigabyte: only what is in the process already.
-        self._c = ctypes.CDLL(SONAME, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
-        self._c.cublasLtGetVersion.restype = c_size_t
-        self._c.cublasLtGetStatusName.restype = ctypes.c_char_p
-        self._c.cublasLtGetStatusName.argtypes = (c_int,)
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(self._c, name)
-            function.argtypes = arguments
-            function.restype = c_int
-        self.version: int = self._c.cublasLtGetVersion()
-        self.matmul: Any = self._c.cublasLtMatmul
-
-    def status_name(self, status: int) -> str:
-        return self._c.cublasLtGetStatusName(status).decode()
-
-    def status(self, function: str, *arguments: Any) -> int:
-        """Calls a function; returns its status."""
-        return getattr(self._c, function)(*arguments)
-
-    def call(self, function: str, *arguments: Any) -> None:
-        """Calls a function; raises `LtError`."""
-        status = self.status(function, *arguments)
-        if status != SUCCESS:
-            raise LtError(function, self.status_name(status))
-
-    def created(self, kind: str, *arguments: Any) -> int:
-        """The address of a new cublasLt<kind>_t."""
-        made = c_void_p()
-        self.call(f"cublasLt{kind}Create", byref(made), *arguments)
-        assert made.value is not None, "the library returned no descriptor"
-        return made.value
-
-    def set(self, kind: str, descriptor: int, attribute: int, value: Any) -> None:
-        """Sets an attribute to a ctypes value of its size."""
-        size = ctypes.sizeof(value)
-        self.call(f"cublasLt{kind}SetAttribute", descriptor, attribute, byref(value), size)
-
-
-def library() -> Library | str:
-    """The library, or why there is none."""
-    if torch.version.cuda is None:
-        return "this PyTorch was built without CUDA"
-    if torch.version.cuda.split(".", maxsplit=1)[0] != str(MAJOR):
-        return f"this PyTorch was built for CUDA {torch.version.cuda}, not {MAJOR}"
-    try:
-        return Library()
-    except (OSError, AttributeError) as error:
-        return f"{SONAME} is not what PyTorch has loaded: {error}"
 
 
 @dataclass(frozen=True)
@@ -415,36 +302,30 @@ class CublasLt:
         residual_MN: Tensor | None,
     ) -> Tensor | None:
         """Launches a product; None where cuBLASLt is not asked."""
-        (M, K), N = x_MK.shape, weight_NK.shape[0]
-        x_stride, of_x = x_MK.stride()
-        x, w = x_MK.data_ptr(), weight_NK.data_ptr()
-        key = (M, N, K, x_stride, x_MK.dtype, bias_N is not None, residual_MN is not None, algo)
-        if of_x != 1 or weight_NK.dtype != x_MK.dtype or not weight_NK.is_contiguous():
-            return None
-        if key in self._plans:
-            plan = self._plans[key]
-        else:
-            plan = self._remember(key, self._planned(Problem(*key[:-1]), algo, bias_N))
-        if plan is None:
+        (M, K), (N, K_w) = x_MK.shape, weight_NK.shape
+        dtype, x_stride = x_MK.dtype, x_MK.stride(0) if M > 1 else K
+        key = (M, N, K, x_stride, dtype, bias_N is not None, residual_MN is not None, algo)
+        if key not in self._plans:
+            self._remember(key, self._planned(Problem(*key[:-1]), algo, bias_N))
+        plan = self._plans[key]
+        same = dtype == weight_NK.dtype and K_w == K and x_MK.stride(1) == 1
+        if plan is None or not same or not weight_NK.is_contiguous():
             return None
         y_MN = out_MN
         if y_MN is None:
-            y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
-        elif not _fits(y_MN, M, N, x_MK.dtype):
+            y_MN = torch.empty((M, N), dtype=dtype, device=x_MK.device)
+        c_MN = y_MN if residual_MN is None else residual_MN
+        x, w, y, c = x_MK.data_ptr(), weight_NK.data_ptr(), y_MN.data_ptr(), c_MN.data_ptr()
+        bias = 0 if bias_N is None else bias_N.data_ptr()
+        fits = _fits(y_MN, M, N, dtype) and (c_MN is y_MN or _fits(c_MN, M, N, dtype))
+        if not fits or (x | w | y | c | bias) % ALIGN_BYTES:
             return None
-        y = c = y_MN.data_ptr()
-        beta = self._zero_address
-        if residual_MN is not None:
-            if not _fits(residual_MN, M, N, x_MK.dtype):
-                return None
-            c, beta = residual_MN.data_ptr(), self._one_address
-        if (x | w | y | c) % ALIGN_BYTES:
-            return None
-        descriptors = plan.descriptors
         if bias_N is not None:
-            if bias_N.dtype != x_MK.dtype or bias_N.data_ptr() % ALIGN_BYTES:
+            if bias_N.dtype != dtype:
                 return None
-            descriptors.set_bias(bias_N.data_ptr())
+            plan.descriptors.set_bias(bias)
+        descriptors = plan.descriptors
+        beta = self._zero_address if residual_MN is None else self._one_address
         a, b = (x, w) if plan.flip else (w, x)
         status = self.library.matmul(
             self._handle,
@@ -464,17 +345,20 @@ class CublasLt:
             WORKSPACE_BYTES,
             torch.cuda.current_stream(self.device).cuda_stream,
         )
+        if status in REFUSALS:  # nothing was launched
+            descriptors.close()
+            self._plans[key] = None
+            return None
         if status != SUCCESS:
             raise LtError(f"cublasLtMatmul of {key[:-1]}", self.library.status_name(status))
         return y_MN
 
-    def _remember(self, key: tuple[Any, ...], plan: _Plan | None) -> _Plan | None:
+    def _remember(self, key: tuple[Any, ...], plan: _Plan | None) -> None:
         if len(self._plans) >= PLANS_MAX:
             oldest = self._plans.pop(next(iter(self._plans)))
             if oldest is not None:
                 oldest.descriptors.close()
         self._plans[key] = plan
-        return plan
 
     # === choosing ===
 
@@ -482,19 +366,19 @@ class CublasLt:
         """The algorithm given, or the first that the library accepts."""
         if problem.refusal is not None:
             return None
-        for flip, data in self._wanted(problem) if algo is None else [(algo.flip, algo.data)]:
+        wanted = self._wanted(problem) if algo is None else [(algo.flip, algo.data)]
+        for flip, asked in wanted:
             if problem.bias and flip:
                 continue  # a bias is the library's only along the rows of its result
             descriptors = Descriptors(self.library, problem, flip)
             if bias_N is not None:
                 descriptors.set_bias(bias_N.data_ptr())
-            if data is None:
-                first = self._heuristic(descriptors, 1, WORKSPACE_BYTES, REDUCE_ANY)
-                data = first[0] if first else None
-            elif not self._checked(descriptors, data):
-                data = None
-            if data is not None:
-                held = AlgoBytes.from_buffer_copy(data)
+            if asked is None:
+                found = self._heuristic(descriptors, 1, WORKSPACE_BYTES, REDUCE_ANY)
+            else:
+                found = [asked] if self._checked(descriptors, asked) else []
+            if found:
+                held = AlgoBytes.from_buffer_copy(found[0])
                 return _Plan(descriptors, held, ctypes.addressof(held), flip)
             descriptors.close()
         return None
