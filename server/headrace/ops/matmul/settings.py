@@ -32,40 +32,50 @@ class Setting:
     programs: int = 0  # a multiprocessor's, that share the work evenly; 0 for one a tile
 
 
+# A single row: its weights are on their way in registers before it is known.
+_ROW = Setting(1, 4, 2048, 1, ahead=True)
 # Tiles run in several waves: dependents that start at once would take room from the later ones.
-_TALL = Setting(1, 4, 2048, 3)
-_WIDE = Setting(1, 16, 512, 4)
-_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=64, late=True)
+_TILE = Setting(16, 64, 128, 4, swap=True, prefetch=16, late=True)
 _TILE_32 = replace(_TILE, rows=32)
-_TILE_64 = replace(_TILE, rows=64, stages=3)
+_TILE_64 = replace(_TILE, rows=64, stages=3, prefetch=0)
 
 # Of Llama-3.1-8B: (N, K) of a weight to the setting of each bucket, None for cuBLAS.
 H200: dict[tuple[int, int], tuple[Setting | None, ...]] = {
     (6144, 4096): (
-        _TALL,
-        replace(_TILE, block_n=128, block_k=64, split=4),
-        replace(_TILE_32, split=2),
+        replace(_ROW, late=True),
+        replace(_TILE, stages=3, split=2, prefetch=0),
+        replace(_TILE_32, stages=3, split=2),
+        Setting(64, 32, 128, 4),
+    ),
+    (4096, 4096): (
+        replace(_ROW, block_n=8, block_k=1024),
+        replace(_TILE, split=4),
+        replace(_TILE_32, split=4, prefetch=0, late=False),
         None,
     ),
-    (4096, 4096): (_TALL, replace(_TILE, split=4), replace(_TILE_32, split=4), None),
-    (28672, 4096): (_WIDE, _TILE, replace(_TILE_32, block_n=128, stages=3, warps=8), None),
+    (28672, 4096): (
+        replace(_ROW, block_n=2, block_k=4096, late=True),
+        _TILE,
+        _TILE_32,
+        replace(_TILE_64, block_n=128, warps=8, late=False),
+    ),
     (4096, 14336): (
-        replace(_TALL, block_n=8, block_k=1024, stages=4),
+        _ROW,
         replace(_TILE, split=4),
-        replace(_TILE_32, split=4),
+        replace(_TILE_32, split=4, prefetch=0),
         replace(_TILE_64, split=4),
     ),
     (128256, 4096): (
-        None,
-        replace(_TILE, block_n=128, stages=3, warps=8),
-        replace(_TILE_32, block_n=128, block_k=64),
-        replace(_TILE_64, block_n=128, block_k=64, stages=4),
+        _ROW,
+        replace(_TILE, block_n=128, stages=3, warps=8, prefetch=0, late=False),
+        replace(_TILE_32, stages=3, prefetch=0, late=False),
+        replace(_TILE_64, block_n=128, warps=8, late=False),
     ),
 }
 
 # Gate and up in one weight of 2 N rows, by (N, K): the product with the activation.
 H200_GATED: dict[tuple[int, int], tuple[Setting | None, ...]] = {
-    (14336, 4096): (replace(_WIDE, block_n=8, stages=3, gated=True), None, None, None),
+    (14336, 4096): (None, None, None, Setting(64, 64, 64, 4, swap=True, gated=True)),
 }
 
 # Programs a device with 132 multiprocessors should have at least.
@@ -91,8 +101,7 @@ def _by_rule(outputs: int, inputs: int) -> tuple[Setting | None, ...]:
     """For weights nobody has measured: what shapes like theirs do well with."""
     if outputs < 1024 or inputs < 1024 or inputs % 128 != 0:
         return (None,) * len(BUCKETS)
-    vector = _TALL if outputs // 8 < 8 * _PROGRAMS_MIN else _WIDE
     split = 1
     while outputs // 64 * split < _PROGRAMS_MIN and inputs // split > 1024:
         split *= 2
-    return (vector, replace(_TILE, split=split), replace(_TILE_32, split=split), None)
+    return (_ROW, replace(_TILE, split=split), replace(_TILE_32, split=split), None)
