@@ -141,7 +141,7 @@ async fn serve_until_stopped(
         source,
     })?;
     let token = hub_token(&|name| env::var_os(name));
-    let spec = topology::download(programs, launch, serve.model.revision.as_deref(), token);
+    let spec = topology::download(programs, launch, &serve.model, token);
     let Some(found) = download(&spec, output, &mut signals).await? else {
         return Ok(());
     };

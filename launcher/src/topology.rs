@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use headrace_config::{Launch, SECRET_VARIABLES, Serve, Shard};
+use headrace_config::{Launch, Model, SECRET_VARIABLES, Serve, Shard};
 
 use crate::child::{Log, Role, Spec};
 use crate::error::LaunchError;
@@ -123,15 +123,18 @@ fn free_port() -> io::Result<u16> {
 pub(crate) fn download(
     programs: &Programs,
     launch: &Launch,
-    revision: Option<&str>,
+    model: &Model,
     token: Option<OsString>,
 ) -> Spec {
     let mut command = with(&programs.server, &["download", "--lifeline"]);
+    if model.load_format == "dummy" {
+        command.push("--no-weights".into());
+    }
     // Without an id the default model is meant, which has more sources than the Hub.
     if let Some(id) = &launch.model_id {
         command.extend(["--model-id".into(), id.into()]);
     }
-    if let Some(revision) = revision {
+    if let Some(revision) = &model.revision {
         command.extend(["--revision".into(), revision.into()]);
     }
     let mut env = Vec::new();

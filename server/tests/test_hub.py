@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from headrace.hub import convert, default_model
+from headrace.hub.download import resolve
 from headrace.hub.errors import HubError
 
 SERVER = Path(__file__).parents[1]
@@ -256,3 +257,10 @@ def write_gguf(path: Path, checkpoint: dict[str, torch.Tensor]) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_a_folder_without_weights_serves_who_wants_none(repository: Path) -> None:
+    (repository / "model.safetensors").unlink()
+    assert resolve(str(repository), weights=False).path == repository
+    with pytest.raises(HubError, match="neither safetensors nor"):
+        resolve(str(repository))

@@ -28,14 +28,18 @@ class ModelFolder:
     sha: str | None
 
 
-def resolve(model_id: str, revision: str | None = None) -> ModelFolder:
+def resolve(model_id: str, revision: str | None = None, weights: bool = True) -> ModelFolder:
     """Makes a folder ready to be served out of a Hub id or a local folder.
+
+    Args:
+        weights: whether a local folder must hold any.
 
     Raises:
         HubError: one sentence for the user: what is missing and what would help.
     """
     if is_folder(model_id):
-        return ModelFolder(complete(Path(model_id).expanduser().resolve(), model_id), None)
+        path = Path(model_id).expanduser().resolve()
+        return ModelFolder(complete(path, model_id, weights), None)
     if "\\" in model_id or model_id.count("/") > 1 or not model_id.strip("/"):
         raise HubError(
             f"`{model_id}` is neither a folder on this machine nor a Hub id (owner/name)."
@@ -183,16 +187,16 @@ def explain(error: Exception, model_id: str, revision: str | None) -> Reason:
     return Reason(f"The Hub could not be reached for `{model_id}`: {detail[0]}", True)
 
 
-def complete(path: Path, model_id: str) -> Path:
+def complete(path: Path, model_id: str, weights: bool = True) -> Path:
     """Checks a folder for what a server needs; converts pickled weights if there are no others."""
     if not (path / "config.json").is_file():
         raise HubError(f"`{model_id}` has no config.json; is it a Transformers model?")
-    if not any(path.glob(SAFETENSORS)):
+    if any(path.glob(SAFETENSORS)):
+        check_shards(path, model_id)
+    elif weights:
         if not any(path.glob(PICKLES)):
             raise HubError(f"`{model_id}` has neither safetensors nor .bin weights.")
         convert.pickles_to_safetensors(path)
-    else:
-        check_shards(path, model_id)
     if not (path / "tokenizer.json").is_file():
         convert.make_tokenizer_json(path, model_id)
     return path

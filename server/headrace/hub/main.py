@@ -26,13 +26,16 @@ def main(argv: Sequence[str]) -> int:
         help=f"Hub id or folder (default {DEFAULT_MODEL_ID})",
     )
     parser.add_argument("--revision", default=None, help="branch, tag or commit")
+    parser.add_argument(
+        "--no-weights", action="store_true", help="a local folder need not hold any weights"
+    )
     # Given by the launcher, which reports errors itself: stdin ends when it is gone.
     parser.add_argument("--lifeline", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.lifeline:
         threading.Thread(target=_watch_lifeline, name="lifeline", daemon=True).start()
     try:
-        model = resolve(args.model_id, args.revision)
+        model = resolve(args.model_id, args.revision, not args.no_weights)
     except (HubError, OSError) as error:
         # A disk that is full or cannot be written is the user's to know, not a fault of ours.
         message = str(error) if isinstance(error, HubError) else f"`{args.model_id}`: {error}"
