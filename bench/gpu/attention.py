@@ -1,6 +1,10 @@
-"""Attention of one layer: our decode kernel and FlashAttention-3, then prefill by each way.
+"""Attention of one layer: in a chain of layers, alone beside FlashAttention-3, and of prompts.
 
-    PYTHONPATH=server python3 bench/gpu/attention.py [--quick] [--json OUT]
+    PYTHONPATH=server python3 bench/gpu/attention.py [--only chain alone prefill] [--quick]
+
+Chain: what attention adds, in a graph, to the products before and after it; as two launches (the
+rotation and the write to the cache, then attention) and as one, by setting. Their outputs must have
+the same bits. What it names as fastest belongs into `default_configs`.
 
 Heads are those of Llama-3.1-8B (32 of queries, 8 of keys, of 128 numbers), in bfloat16, blocks of
 16 tokens in a shuffled pool. Every way is first compared with the reference in float32. Decode is
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +29,18 @@ from measure import BYTES_PER_SECOND, copies_for, graph_us
 from torch import Tensor
 
 from headrace.ops.base import OpSpec
+from headrace.ops.matmul.cuda import CudaMatmul
 from headrace.ops.paged_attention import StepShape, fa3
 from headrace.ops.paged_attention.reference import ReferenceAttention
-from headrace.ops.paged_attention.triton_decode import Configs, DecodeConfig, TritonDecode
+from headrace.ops.paged_attention.triton_decode import (
+    Configs,
+    DecodeConfig,
+    DecodePlan,
+    TritonDecode,
+)
 from headrace.ops.paged_attention.triton_prefill import PrefillConfig, TritonPrefill
+from headrace.ops.rope.base import QkvLayout
+from headrace.ops.rope.triton import triton_rope_and_kv_write
 from headrace.ops.triton import PDL_CAPABILITY, Gpu
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 32, 8, 128, 16
@@ -59,6 +72,24 @@ CONFIGS = [
     DecodeConfig(tile=32, warps=2, stages=3, programs=6),
     DecodeConfig(tile=128, warps=4, stages=3, programs=3),
 ]
+WIDTH = 4096
+CHAINED = ("1 x 576", "8 x 576", "32 x 576", "64 x 576", "128 x 576", "256 x 576", "8 x 8k")
+CHAIN_LAYERS = 4  # Weights of 84 MB a layer put everything else out of the cache.
+CHAIN_ROUNDS = 2
+CHAIN_CONFIGS = [
+    DecodeConfig(tile=64, warps=2, stages=3, programs=4),
+    DecodeConfig(tile=64, warps=2, stages=3, programs=4, ahead=1),
+    DecodeConfig(tile=64, warps=2, stages=3, programs=4, ahead=2),
+    DecodeConfig(tile=64, warps=2, stages=3, programs=4, ahead=4),
+    DecodeConfig(tile=64, warps=2, stages=3, programs=4, least=2, ahead=2),
+    DecodeConfig(tile=64, warps=2, stages=5, programs=3, ahead=2),
+    DecodeConfig(tile=64, warps=4, stages=3, programs=4, ahead=2),
+    DecodeConfig(tile=64, warps=4, stages=3, programs=4, least=3, ahead=4),
+    DecodeConfig(tile=32, warps=2, stages=3, programs=6, ahead=2),
+    DecodeConfig(tile=32, warps=2, stages=5, programs=6, least=3, ahead=4),
+    DecodeConfig(tile=128, warps=4, stages=3, programs=3, ahead=1),
+    DecodeConfig(tile=128, warps=4, stages=3, programs=2, ahead=2),
+]
 PREFILLS = [
     PrefillConfig(queries=128, tile=64, warps=8, stages=3),
     PrefillConfig(queries=64, tile=64, warps=4, stages=3),
@@ -78,32 +109,177 @@ class Pools:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=("chain", "alone", "prefill"))
     parser.add_argument("--quick", action="store_true", help="the default setting only")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    parts = arguments.only or ["chain", "alone", "prefill"]
     torch.manual_seed(0)
     properties = torch.cuda.get_device_properties(0)
     capability = (properties.major, properties.minor)
     gpu = Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
+    results: dict[str, dict[str, str]] = {}
+    if "chain" in parts:
+        results |= measure_chains(gpu, CHAIN_CONFIGS[:2] if arguments.quick else CHAIN_CONFIGS)
     refusal = fa3.why_not(OpSpec(HEADS, KV_HEADS, HEAD_DIM, DTYPE, 1e-5), capability)
     if refusal is not None:
         print("no FlashAttention-3:", refusal)
-    configs = CONFIGS[:1] if arguments.quick else CONFIGS
-    prefills = PREFILLS[:1] if arguments.quick else PREFILLS
+    configs = (CONFIGS[:1] if arguments.quick else CONFIGS) if "alone" in parts else []
+    prefills = (PREFILLS[:1] if arguments.quick else PREFILLS) if "prefill" in parts else []
     decodes = {config: make_decode(gpu, config) for config in configs}
     flash = fa3.Fa3Prefill(HEAD_DIM) if refusal is None else None
     compile_all(gpu, decodes, prefills)
-    table = {name: decode_row(name, decodes, flash) for name in BATCHES}
-    table |= {f"prefill {n}": prefill_row(n, gpu, prefills, flash) for n in PROMPTS}
-    report(table, configs, prefills)
+    table: dict[str, dict[str, str]] = {}
+    if decodes:
+        table |= {name: decode_row(name, decodes, flash) for name in BATCHES}
+    if prefills:
+        table |= {f"prefill {n}": prefill_row(n, gpu, prefills, flash) for n in PROMPTS}
+    if table:
+        report(table, configs, prefills)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(table, indent=1))
+        arguments.json.write_text(json.dumps(results | table, indent=1))
+
+
+class Chain:
+    """Layers of a product, attention and a product, over caches of their own."""
+
+    def __init__(self, gpu: Gpu, name: str) -> None:
+        self.lengths = BATCHES[name]
+        self.rows = len(self.lengths)
+        self.pools = make_pools(self.lengths, [1] * self.rows, CHAIN_LAYERS)
+        self.layout = QkvLayout(HEADS, KV_HEADS, HEAD_DIM)
+        self._matmul = CudaMatmul(gpu)
+        self._rope = triton_rope_and_kv_write(gpu)
+        scale = math.sqrt(WIDTH)
+        self._qkv, self._out = (
+            self._matmul.pack(torch.randn((y, WIDTH), device="cuda", dtype=DTYPE) / scale)
+            for y in (self.layout.columns, WIDTH)
+        )
+        self._x_SD = torch.randn((self.rows, WIDTH), device="cuda", dtype=DTYPE)
+        angles = torch.rand((self.rows, HEAD_DIM // 2), device="cuda") * 6
+        self.cos_sin_SE = torch.cat((angles.cos(), angles.sin()), 1)
+        last = torch.tensor(self.lengths, device="cuda") - 1
+        table_SB = self.pools.shape.table_SB.long()
+        block_S = table_SB.gather(1, (last // BLOCK)[:, None])[:, 0]
+        self.cells_S = block_S * BLOCK + last % BLOCK
+
+    def us(self, attend: Callable[[Tensor, int], Tensor]) -> float:
+        """Microseconds a layer with this attention, which gets the projection and the layer."""
+
+        def layer(index: int) -> None:
+            o_SHE = attend(self._matmul.apply(self._x_SD, self._qkv, None), index)
+            self._matmul.apply(o_SHE.view(self.rows, WIDTH), self._out, None)
+
+        layers = [lambda index=index: layer(index) for index in range(CHAIN_LAYERS)]
+        return graph_us(layers, CHAIN_ROUNDS, 6e3)
+
+    def products_us(self) -> float:
+        o_SD = torch.randn_like(self._x_SD)
+        return self.us(lambda qkv_SC, index: o_SD)
+
+    def two(self, made: TritonDecode) -> Callable[[Tensor, int], Tensor]:
+        plan = self._plan(made)
+
+        def attend(qkv_SC: Tensor, index: int) -> Tensor:
+            caches = self.pools.caches[index]
+            q_SHE = self._rope(qkv_SC, self.cos_sin_SE, *caches, self.cells_S, self.layout, None)
+            o_SHE = torch.empty((self.rows, HEADS, HEAD_DIM), device="cuda", dtype=DTYPE)
+            made.attend(q_SHE, *caches, o_SHE, plan)
+            return o_SHE
+
+        return attend
+
+    def one(self, made: TritonDecode, late: bool = False) -> Callable[[Tensor, int], Tensor]:
+        plan = self._plan(made)
+
+        def attend(qkv_SC: Tensor, index: int) -> Tensor:
+            k_cache, v_cache = self.pools.caches[index]
+            o_SHE = torch.empty((self.rows, HEADS, HEAD_DIM), device="cuda", dtype=DTYPE)
+            if late:
+                plan.begun.clear()
+            made.rotate_and_attend(
+                *(qkv_SC, self.cos_sin_SE, k_cache, v_cache, self.cells_S, o_SHE),
+                *(self.layout, None, plan),
+            )
+            return o_SHE
+
+        return attend
+
+    def is_right(self, made: TritonDecode) -> bool:
+        """Whether one launch, first and early, has the bits of two, which are about right."""
+        columns = (self.rows, self.layout.columns)
+        qkv_SC = torch.randn(columns, device="cuda", dtype=DTYPE)
+        one = self.one(made)
+        cells = [cache.view(-1, KV_HEADS, HEAD_DIM) for cache in self.pools.caches[0]]
+        outputs: list[list[Tensor]] = []
+        for attend in (one, one, self.two(made)):
+            for cell in cells:
+                cell[self.cells_S] = torch.nan
+            o_SHE = attend(qkv_SC.clone(), 0)
+            outputs.append([o_SHE, *(cell[self.cells_S] for cell in cells)])
+        if not all(map(torch.equal, outputs[0] + outputs[1], outputs[2] + outputs[2])):
+            return False
+        q_SHE = self._rope(
+            qkv_SC, self.cos_sin_SE, *self.pools.caches[0], self.cells_S, self.layout, None
+        )
+        rotated = Pools(self.pools.caches, self.pools.shape, q_SHE)
+        return not wrong(picked(outputs[2][0], rotated), reference(rotated, 2))
+
+    def _plan(self, made: TritonDecode) -> DecodePlan:
+        shape = self.pools.shape
+        assert shape.kv_len_S is not None
+        return made.plan(self.rows, shape.kv_len_S, shape.table_SB, BLOCK)
+
+
+def chain_row(chain: Chain, decodes: dict[DecodeConfig, TritonDecode]) -> dict[str, str]:
+    """What attention adds to a layer, by way."""
+    plain = next(iter(decodes.values()))
+    products_us = chain.products_us()
+
+    def added(attend: Callable[[Tensor, int], Tensor]) -> str:
+        return f"{chain.us(attend) - products_us:.1f}"
+
+    def checked(made: TritonDecode) -> str:
+        return added(chain.one(made)) if chain.is_right(made) else "WRONG"
+
+    limit_us = sum(chain.lengths) * CELL_BYTES / BYTES_PER_SECOND * 1e6
+    cells = {
+        "limit": f"{limit_us:.1f}",
+        "products": f"{products_us:.1f}",
+        "two launches": guarded(lambda: added(chain.two(plain))),
+        "one, late": guarded(lambda: added(chain.one(plain, late=True))),
+    }
+    for config, made in decodes.items():
+        cells[label(config)] = guarded(lambda made=made: checked(made))
+    return cells
+
+
+def measure_chains(gpu: Gpu, configs: list[DecodeConfig]) -> dict[str, dict[str, str]]:
+    """Prints and returns what attention adds to a layer, by setting and batch."""
+    decodes = {config: make_decode(gpu, config) for config in configs}
+    warm = Chain(gpu, CHAINED[0])
+    with ThreadPoolExecutor(8) as threads:
+        for future in [threads.submit(warm.is_right, made) for made in decodes.values()]:
+            error = future.exception()
+            if error is not None:
+                print("does not compile:", repr(error)[:300])
+    table = {name: chain_row(Chain(gpu, name), decodes) for name in CHAINED}
+    print("us that attention adds to a layer, in a chain with products")
+    print(f"{'':24}" + "".join(f"{name:>11}" for name in table))
+    for row in table[CHAINED[0]]:
+        print(f"{row:24}" + "".join(f"{cells[row]:>11}" for cells in table.values()))
+    names = {label(config): config for config in configs}
+    for name, cells in table.items():
+        times = {float(us): key for key, us in cells.items() if key in names and us[0].isdigit()}
+        if times:
+            print(f"{name}: fastest {names[times[min(times)]]}")
+    return {f"chain {name}": cells for name, cells in table.items()}
 
 
 def make_decode(gpu: Gpu, config: DecodeConfig) -> TritonDecode:
     device = torch.device("cuda")
     shape = HEADS, KV_HEADS, HEAD_DIM
-    return TritonDecode(*shape, DTYPE, gpu, device, Configs(small=config, large=config))
+    return TritonDecode(*shape, DTYPE, gpu, device, Configs((), config))
 
 
 def compile_all(
@@ -289,7 +465,10 @@ def guarded(measure: Callable[[], str]) -> str:
 def label(config: DecodeConfig | PrefillConfig) -> str:
     if isinstance(config, PrefillConfig):
         return f"{config.queries}x{config.tile} {config.warps}w {config.stages}s"
-    return f"{config.tile}t {config.warps}w {config.stages}s {config.programs}p"
+    rest = (f" {config.least}l" if config.least > 1 else "") + (
+        f" {config.ahead}a" if config.ahead else ""
+    )
+    return f"{config.tile}t {config.warps}w {config.stages}s {config.programs}p{rest}"
 
 
 def report(

@@ -15,7 +15,7 @@ another's newest cell, as only full blocks are shared.)
 
 # The types of Triton's language are not those that its kernels are called with.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# pyright: reportPossiblyUnbound=false
+# pyright: reportPossiblyUnboundVariable=false
 
 # S rows · T tokens · H query heads · K kv heads · G query heads a kv head · E head dim
 # N blocks · P tokens per block · Z slots · W table width · I work items
