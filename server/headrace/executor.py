@@ -66,7 +66,13 @@ class PartedModel(Protocol):
         """Returns what the last block adds to the residual stream, and the stream until then."""
         ...
 
-    def logits(self, x_TD: Tensor, residual_TD: Tensor, sampled_S: Tensor | None) -> Tensor:
+    def logits(
+        self,
+        x_TD: Tensor,
+        residual_TD: Tensor,
+        sampled_S: Tensor | None,
+        out_SV: Tensor | None = None,
+    ) -> Tensor:
         """Returns the logits of the tokens `sampled_S`, given what `hidden` returned."""
         ...
 

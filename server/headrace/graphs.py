@@ -167,7 +167,8 @@ class DecodeGraphs:
             kv=self._pool,
             cos_sin_TE=made.cos_sin_SE,
         )
-        self._logits_MV[:rows].copy_(engine.model(made.tokens_S, context))
+        x_MD, residual_MD = inputs.model.hidden(made.tokens_S, context)
+        inputs.model.logits(x_MD, residual_MD, None, self._logits_MV[:rows])
 
     def _greedy(self, rows: int) -> None:
         slot_M, _ = self._columns(rows)

@@ -76,8 +76,8 @@ class Attention(Declares):
         k_cache_NPKE, v_cache_NPKE = step.kv.layer(self._layer)
         qkv_TC = self.qkv(x_TD)
         if step.attend is None and self._rotates(step.attention):
-            # R5 holds although writes and reads are one launch: rows of a decode step write cells
-            # of blocks that are theirs alone, as blocks are shared when they are full.
+            # R5 holds although writes and reads are one launch: rows of a captured step write cells
+            # of generated tokens, whose blocks are shared only when the step has committed.
             o_THE = self._rotate_and_attend(
                 *(qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T),
                 *(self._layout, self._norm, step.attention, self._window),

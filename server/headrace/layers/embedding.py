@@ -39,13 +39,20 @@ class VocabHead(ColumnLinear):
     """Logits of the whole vocabulary, on every rank."""
 
     def __init__(self, build: Build, vocab_size: int, width: int) -> None:
-        super().__init__(build, width, (build.vocab(vocab_size),), bias=False)
+        self._part = build.vocab(vocab_size)
+        super().__init__(build, width, (self._part,), bias=False)
         self._comm = build.comm
         self._vocab_size = vocab_size
 
-    def forward(self, x_TX: Tensor) -> Tensor:
-        """Returns logits_SV in the model's dtype, without the padding."""
+    def forward(self, x_TX: Tensor, out_TV: Tensor | None = None) -> Tensor:
+        """Returns logits_SV in the model's dtype, without the padding; in `out_TV`, if given."""
+        if out_TV is not None and self._comm.size == 1 and self._part.size == self._vocab_size:
+            method = self.method
+            assert method is not None, "a layer is finished before it is called"
+            if method.apply_into(x_TX, out_TV):
+                return out_TV
         logits_SV = super().forward(x_TX)
         if self._comm.size > 1:
             logits_SV = self._comm.all_gather(logits_SV, dim=-1)
-        return logits_SV[:, : self._vocab_size]
+        logits_SV = logits_SV[:, : self._vocab_size]
+        return logits_SV if out_TV is None else out_TV.copy_(logits_SV)

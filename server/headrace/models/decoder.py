@@ -105,8 +105,14 @@ class Decoder(nn.Module):
         assert residual_TD is not None, "a decoder has blocks"
         return x_TD, residual_TD
 
-    def logits(self, x_TD: Tensor, residual_TD: Tensor, sampled_S: Tensor | None) -> Tensor:
-        """Returns logits_SV of the tokens `sampled_S`, or of all.
+    def logits(
+        self,
+        x_TD: Tensor,
+        residual_TD: Tensor,
+        sampled_S: Tensor | None,
+        out_SV: Tensor | None = None,
+    ) -> Tensor:
+        """Returns logits_SV of the tokens `sampled_S`, or of all; in `out_SV`, if given.
 
         Args:
             x_TD, residual_TD: what `hidden` returned; not overwritten where tokens are chosen.
@@ -115,4 +121,4 @@ class Decoder(nn.Module):
             x_TD = x_TD.index_select(0, sampled_S)
             residual_TD = residual_TD.index_select(0, sampled_S)
         normed_SD, _ = self.norm(x_TD, residual_TD)
-        return self.head(normed_SD)
+        return self.head(normed_SD, out_SV)

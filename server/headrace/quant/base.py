@@ -37,6 +37,10 @@ class LinearMethod(Protocol):
         None where product and activation are two operations."""
         ...
 
+    def apply_into(self, x_TX: Tensor, out_TY: Tensor) -> bool:
+        """Overwrites `out_TY`, contiguous, with what `apply` returns; False: it cannot."""
+        ...
+
     def dequantize(self) -> Tensor:
         """Returns weight_YX such that apply(x) ≈ x @ weight.T (+ bias); the oracle of tests."""
         ...

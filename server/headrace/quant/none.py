@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from headrace.ops.matmul.base import GatedMatmul
+from headrace.ops.matmul.base import GatedMatmul, IntoMatmul
 from headrace.quant.base import LinearShape
 from headrace.quant.parameter import Declares, Split
 
@@ -28,6 +28,7 @@ class PlainMethod:
         self.packed: Any = matmul.pack(weight_YX)
         self.bias_Y = bias_Y
         self._apply = matmul.apply
+        self._into = matmul if isinstance(matmul, IntoMatmul) and bias_Y is None else None
         self._gated = matmul if isinstance(matmul, GatedMatmul) and bias_Y is None else None
 
     def apply(self, x_TX: Tensor) -> Tensor:
@@ -35,6 +36,12 @@ class PlainMethod:
 
     def apply_gated(self, x_TX: Tensor) -> Tensor | None:
         return None if self._gated is None else self._gated.apply_gated(x_TX, self.packed)
+
+    def apply_into(self, x_TX: Tensor, out_TY: Tensor) -> bool:
+        if self._into is None:
+            return False
+        self._into.apply_into(x_TX, self.packed, out_TY)
+        return True
 
     def dequantize(self) -> Tensor:
         # The packed layout is the backend's secret: the unit matrix brings the weight back.

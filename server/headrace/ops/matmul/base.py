@@ -29,3 +29,12 @@ class GatedMatmul(Protocol):
         """Returns silu(gate_TF) · up_TF, new, where [gate_TF, up_TF] = x_TX @ weight_YX.T; or
         None, if product and activation one after the other are faster for so many rows."""
         ...
+
+
+@runtime_checkable
+class IntoMatmul(Protocol):
+    """A `MatmulBackend` whose product can be written to a place given."""
+
+    def apply_into(self, x_TX: Tensor, packed: Any, out_TY: Tensor) -> None:
+        """Overwrites `out_TY`, contiguous, with x_TX @ weight_YX.T."""
+        ...

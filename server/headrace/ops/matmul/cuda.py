@@ -39,7 +39,7 @@ class PackedWeight:
 
 
 class CudaMatmul:
-    """See `MatmulBackend` and `GatedMatmul`."""
+    """See `MatmulBackend`, `GatedMatmul` and `IntoMatmul`."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
@@ -76,6 +76,15 @@ class CudaMatmul:
             return F.linear(x_TX, packed.weight_YX, bias_Y)
         assert self._scratch is not None, "a weight is packed before it is applied"
         return product(x_TX, packed.weight_YX, bias_Y, setting, self._scratch, self._gpu)
+
+    def apply_into(self, x_TX: Tensor, packed: PackedWeight, out_TY: Tensor) -> None:
+        rows = x_TX.shape[0]
+        setting = packed.settings[rows] if rows <= ROWS_MAX else None
+        if setting is None:
+            torch.mm(x_TX, packed.weight_YX.T, out=out_TY)
+            return
+        assert self._scratch is not None, "a weight is packed before it is applied"
+        product(x_TX, packed.weight_YX, None, setting, self._scratch, self._gpu, out_TY)
 
     def apply_gated(self, x_TX: Tensor, packed: PackedWeight) -> Tensor | None:
         rows = x_TX.shape[0]

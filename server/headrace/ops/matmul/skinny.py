@@ -470,20 +470,24 @@ def product(
     setting: Setting,
     scratch: Scratch,
     gpu: Gpu,
+    out_MN: Tensor | None = None,
 ) -> Tensor:
-    """Returns x_MK @ weight_NK.T + bias_N, new; of a gated setting silu(gate) * up, [M, N / 2].
+    """Returns x_MK @ weight_NK.T + bias_N; of a gated setting silu(gate) * up, [M, N / 2].
 
     Args:
         x_MK: at most `setting.rows` rows, bfloat16 or float16 like the weight.
         weight_NK: contiguous; of a gated setting gate's rows, then up's.
         scratch: with room for the setting, if that is split.
+        out_MN: where the product goes, contiguous; None: it is new.
     """
     if x_MK.stride(1) != 1:
         x_MK = x_MK.contiguous()
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     N = N // 2 if setting.gated else N
     assert setting.rows >= M, "a setting is chosen by the number of rows"
-    y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
+    y_MN = out_MN
+    if y_MN is None:
+        y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
     columns = triton.cdiv(N, setting.block_n)
     constants = {
         "BN": setting.block_n,

@@ -89,8 +89,9 @@ def default_configs(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> Configs:
     if head_dim > 128:
         return Configs((), DecodeConfig(tile=32, warps=4, stages=stages, programs=3))
     config = DecodeConfig(tile=64, warps=2, stages=stages, programs=4)
+    # One wave of programs, which begins while the projection before it ends.
     few = replace(config, ahead=2)
-    return Configs(((16, few), (128, few)), config)
+    return Configs(((512, few),), config)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from headrace.ops.sampling.lists import (
 from headrace.ops.sampling.scan import CHUNK, PIECE, best_kernel, raw_kernel, scan_kernel
 from headrace.ops.triton import Gpu
 
-# Pieces that are enough to keep a device busy when each is a program of its own.
-PIECES_ALONE = 2048
+# Up to so many pieces, that many of them are a program's; the last for any number beyond.
+GROUPS = ((512, 1), (4096, 4))
+GROUP_MAX = 8
 
 # Alternatives that are told because they tie with the last one wanted; more are left out.
 TIES_MAX = 32
@@ -60,7 +61,8 @@ class Settings:
         Args:
             pieces: of all rows.
         """
-        return Settings(group=1 if pieces <= PIECES_ALONE else 4, warps=4)
+        group = next((group for most, group in GROUPS if pieces <= most), GROUP_MAX)
+        return Settings(group, warps=4)
 
 
 @dataclass(frozen=True)
