@@ -1,7 +1,7 @@
-"""The matrix product on CUDA: cuBLAS, and kernels of our own where rows are few.
+"""The matrix product on CUDA: kernels of our own where rows are few, cuBLAS where they are not.
 
-Which of them serves how many rows is settled when a weight is packed (`settings.py`); nothing is
-tuned at start.
+Which of them serves how many rows is settled by tables of what was measured (`settings.py`, and
+for cuBLASLt's algorithms `cublaslt_h200.json`); nothing is tuned at start.
 """
 
 # T tokens · Y outputs · X inputs · F mlp width
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.ops.matmul.cublaslt import CublasLt
 from headrace.ops.matmul.settings import (
     BUCKETS,
     ROWS_MAX,
@@ -44,6 +45,7 @@ class CudaMatmul:
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._scratch: Scratch | None = None
+        self._lt: CublasLt | None = None
 
     def pack(self, weight_YX: Tensor) -> PackedWeight:
         weight_YX = weight_YX.detach().contiguous()
@@ -64,6 +66,8 @@ class CudaMatmul:
         """Packs a contiguous weight for the settings given, one a bucket."""
         if self._scratch is None:
             self._scratch = Scratch(weight_YX.device)
+            if CublasLt.available(weight_YX.device) is None:
+                self._lt = CublasLt(weight_YX.device)
         for setting in settings:
             if setting is not None:
                 self._scratch.reserve(setting, weight_YX.shape[0], self._gpu.multiprocessors)
@@ -72,19 +76,33 @@ class CudaMatmul:
     def apply(self, x_TX: Tensor, packed: PackedWeight, bias_Y: Tensor | None) -> Tensor:
         rows = x_TX.shape[0]
         setting = packed.settings[rows] if rows <= ROWS_MAX else None
-        if setting is None:
-            return F.linear(x_TX, packed.weight_YX, bias_Y)
-        assert self._scratch is not None, "a weight is packed before it is applied"
-        return product(x_TX, packed.weight_YX, bias_Y, setting, self._scratch, self._gpu)
+        if setting is not None:
+            assert self._scratch is not None, "a weight is packed before it is applied"
+            return product(x_TX, packed.weight_YX, bias_Y, setting, self._scratch, self._gpu)
+        chosen = self._chosen(x_TX, packed)
+        if chosen is not None:
+            return chosen.product(x_TX, packed.weight_YX, bias_Y)
+        return F.linear(x_TX, packed.weight_YX, bias_Y)
 
     def apply_into(self, x_TX: Tensor, packed: PackedWeight, out_TY: Tensor) -> None:
-        rows = x_TX.shape[0]
+        rows, weight_YX = x_TX.shape[0], packed.weight_YX
         setting = packed.settings[rows] if rows <= ROWS_MAX else None
-        if setting is None:
-            torch.mm(x_TX, packed.weight_YX.T, out=out_TY)
+        if setting is not None:
+            assert self._scratch is not None, "a weight is packed before it is applied"
+            product(x_TX, weight_YX, None, setting, self._scratch, self._gpu, out_TY)
             return
-        assert self._scratch is not None, "a weight is packed before it is applied"
-        product(x_TX, packed.weight_YX, None, setting, self._scratch, self._gpu, out_TY)
+        chosen = self._chosen(x_TX, packed)
+        if chosen is not None:
+            chosen.product(x_TX, weight_YX, None, out_TY)
+        else:
+            torch.mm(x_TX, weight_YX.T, out=out_TY)
+
+    def _chosen(self, x_TX: Tensor, packed: PackedWeight) -> CublasLt | None:
+        """cuBLASLt, where an algorithm was measured to be faster than the library's own choice."""
+        if self._lt is None:
+            return None
+        outputs, inputs = packed.weight_YX.shape
+        return self._lt if self._lt.tuned(x_TX.shape[0], outputs, inputs, x_TX.dtype) else None
 
     def apply_gated(self, x_TX: Tensor, packed: PackedWeight) -> Tensor | None:
         rows = x_TX.shape[0]
