@@ -41,7 +41,7 @@ from headrace.ops.paged_attention.triton_decode import (
 from headrace.ops.paged_attention.triton_prefill import PrefillConfig, TritonPrefill
 from headrace.ops.rope.base import QkvLayout
 from headrace.ops.rope.triton import triton_rope_and_kv_write
-from headrace.ops.triton import PDL_CAPABILITY, Gpu
+from headrace.ops.triton import Gpu, gpu_at
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 32, 8, 128, 16
 DTYPE = torch.bfloat16
@@ -115,13 +115,11 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = arguments.only or ["chain", "alone", "prefill"]
     torch.manual_seed(0)
-    properties = torch.cuda.get_device_properties(0)
-    capability = (properties.major, properties.minor)
-    gpu = Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
+    gpu = gpu_at(torch.device("cuda", 0))
     results: dict[str, dict[str, str]] = {}
     if "chain" in parts:
         results |= measure_chains(gpu, CHAIN_CONFIGS[:2] if arguments.quick else CHAIN_CONFIGS)
-    refusal = fa3.why_not(OpSpec(HEADS, KV_HEADS, HEAD_DIM, DTYPE, 1e-5), capability)
+    refusal = fa3.why_not(OpSpec(HEADS, KV_HEADS, HEAD_DIM, DTYPE, 1e-5), gpu.capability)
     if refusal is not None:
         print("no FlashAttention-3:", refusal)
     configs = (CONFIGS[:1] if arguments.quick else CONFIGS) if "alone" in parts else []

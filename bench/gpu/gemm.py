@@ -32,7 +32,7 @@ from headrace.ops.matmul.settings import BUCKETS, Setting, best, best_gated, buc
 from headrace.ops.matmul.skinny import Scratch, product
 from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.silu_mul.triton import TritonSiluMul
-from headrace.ops.triton import PDL_CAPABILITY, Gpu
+from headrace.ops.triton import Gpu, gpu_at
 
 WIDTH, MLP_WIDTH, QKV_WIDTH, VOCAB, EPS = 4096, 14336, 6144, 128256, 1e-5
 SHAPES = {
@@ -123,10 +123,7 @@ class Bench:
     """Weights on the device, and what is measured with them."""
 
     def __init__(self) -> None:
-        properties = torch.cuda.get_device_properties(0)
-        capability = (properties.major, properties.minor)
-        pdl = capability >= PDL_CAPABILITY
-        self.gpu = Gpu(capability, properties.multi_processor_count, pdl)
+        self.gpu = gpu_at(torch.device("cuda", 0))
         self.no_pdl = replace(self.gpu, pdl=False)
         self.weights = {
             name: [random(*shape) / shape[1] ** 0.5 for _ in range(2 if name == "head" else LAYERS)]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from headrace.ops.sampling import BatchedSampling, Knobs, SampleRows, Search, uniform
 from headrace.ops.sampling.triton import Settings, Sizes, TritonSampling, empty_samples
-from headrace.ops.triton import PDL_CAPABILITY, Gpu
+from headrace.ops.triton import Gpu, gpu_at
 from headrace.slots import KNOBS, features_of
 from headrace.wire import Sampling
 
@@ -214,9 +214,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args()
     began = time.monotonic()
-    properties = torch.cuda.get_device_properties(0)
-    capability = (properties.major, properties.minor)
-    gpu = Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
+    gpu = gpu_at(torch.device("cuda", 0))
     with torch.inference_mode():
         check(gpu)
         compiled = time.monotonic() - began

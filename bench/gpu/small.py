@@ -31,7 +31,7 @@ from headrace.ops.rope import reference as rope_reference
 from headrace.ops.rope import triton as rope
 from headrace.ops.silu_mul import reference as silu_mul_reference
 from headrace.ops.silu_mul import triton as silu_mul
-from headrace.ops.triton import Gpu
+from headrace.ops.triton import Gpu, gpu_at
 
 WIDTH, MLP_WIDTH, EPS = 4096, 14336, 1e-5
 LAYOUT = QkvLayout(heads=32, kv_heads=8, head_dim=128)
@@ -265,9 +265,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args()
     began = time.monotonic()
-    properties = torch.cuda.get_device_properties(0)
-    capability = (properties.major, properties.minor)
-    gpu = Gpu(capability, properties.multi_processor_count, pdl=capability >= (9, 0))
+    gpu = gpu_at(torch.device("cuda", 0))
     with torch.inference_mode():
         worst = [f"{rows}: {what} {off:.2f}" for rows in (1, 64, 2047)
                  for what, off in check(gpu, rows)]  # fmt: skip

@@ -31,26 +31,6 @@ from headrace.telemetry import NoTracer
 from headrace.testing.engine import load as load_engine
 from headrace.wire import Binding, Plan, RowFlag, Sampling, decode_result, encode_plan
 
-LLAMA_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-}
 BLOCK_TOKENS = 16
 STEP_TOKENS = 8192
 RESULT_S = 120.0
@@ -222,6 +202,15 @@ def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[st
     }
 
 
+def write_config(folder: Path) -> None:
+    """That of Llama-3.1-8B, as the checkpoints for speed tests have it."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from random_checkpoint import SHAPES
+
+    config = SHAPES["llama-3.1-8b"] | {"torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -239,7 +228,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.model or Path(made)
         if options.dummy:
-            (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+            write_config(folder)
         largest = max([*options.batches, *options.profile, 1])
         server = Server(folder, "dummy" if options.dummy else "auto", largest, largest + 8)
     rows: list[dict[str, Any]] = []

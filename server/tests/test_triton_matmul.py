@@ -9,18 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
 import triton
 import triton.language as tl
-from torch import Tensor
+from device_here import DEVICE, device_gpu
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from conftest import CUDA
 from headrace.ops.matmul import GatedMatmul
 from headrace.ops.matmul.cuda import CudaMatmul
 from headrace.ops.matmul.settings import BUCKETS, H200, H200_GATED, Setting, best
-from headrace.ops.triton import INTERPRETED, PDL_CAPABILITY, Gpu
 
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 # Relative to the largest value: one rounding to the dtype (the interpreter rounds bfloat16 down),
 # and the order of a float32 sum.
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -30,14 +32,6 @@ TILE = Setting(rows=16, block_n=16, block_k=32, stages=2)
 ROWS = Setting(rows=1, block_n=2, block_k=64, stages=2, programs=2)
 STREAM = replace(TILE, programs=2)
 SWAPPED = replace(TILE, block_n=64, swap=True)
-
-
-def gpu() -> Gpu:
-    if not CUDA:
-        return INTERPRETED
-    properties = torch.cuda.get_device_properties(DEVICE)
-    capability = (properties.major, properties.minor)
-    return Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -52,7 +46,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 
 def product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, setting: Setting) -> Tensor:
     """The setting's product, whatever the bucket."""
-    matmul = CudaMatmul(gpu())
+    matmul = CudaMatmul(device_gpu())
     packed = matmul.pack_as(weight_NK, (setting,) * len(BUCKETS))
     y_MN = matmul.apply(x_MK, packed, bias_N)
     assert_no_ticket_is_left(matmul)
@@ -132,7 +126,7 @@ def test_a_gated_product_is_the_product_and_the_activation(setting: Setting, row
     x_MK = random(rows, inputs, dtype=torch.float16, seed=1)
     weight_NK = random(2 * width, inputs, dtype=torch.float16, seed=2)
     settings = (replace(setting, gated=True),) * len(BUCKETS)
-    matmul = CudaMatmul(gpu())
+    matmul = CudaMatmul(device_gpu())
     packed = matmul.pack_as(weight_NK, (None,) * len(BUCKETS), settings)
     assert isinstance(matmul, GatedMatmul)
     act_MF = matmul.apply_gated(x_MK, packed)
@@ -171,7 +165,7 @@ def test_rows_may_lie_apart(setting: Setting) -> None:
 
 def test_no_rows_and_many_rows_are_the_librarys() -> None:
     weight_NK = random(24, 32, dtype=torch.float16, seed=2)
-    matmul = CudaMatmul(gpu())
+    matmul = CudaMatmul(device_gpu())
     packed = matmul.pack_as(weight_NK, (VECTOR, TILE, TILE, TILE), (None,) * len(BUCKETS))
     for rows in (0, 65):
         x_MK = random(rows, 32, dtype=torch.float16, seed=1)
@@ -248,13 +242,13 @@ def test_the_input_is_waited_for(setting: Setting) -> None:
     """Behind a predecessor that lets its dependents start, sleeps, and only then writes."""
     outputs, inputs = 4096, 4096
     weight_NK = torch.randn(outputs, inputs, device=DEVICE, dtype=torch.bfloat16)
-    matmul = CudaMatmul(gpu())
+    matmul = CudaMatmul(device_gpu())
     packed = matmul.pack_as(weight_NK, (setting,) * len(BUCKETS))
     x_MK = torch.empty(setting.rows, inputs, device=DEVICE, dtype=torch.bfloat16)
     for seed in range(8):
         source = random(setting.rows, inputs, dtype=torch.bfloat16, seed=seed)
         x_MK.fill_(float("nan"))
         grid = (setting.rows * inputs // 512,)
-        gpu().run(write_late, grid, source, x_MK, 100_000, warps=4, SIZE=512)
+        device_gpu().run(write_late, grid, source, x_MK, 100_000, warps=4, SIZE=512)
         y_MN = matmul.apply(x_MK, packed, None)
         assert_near(y_MN, source.float() @ weight_NK.float().T)

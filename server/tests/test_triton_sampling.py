@@ -13,6 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from device_here import DEVICE, device_gpu
 from late import late_copy
 from test_sampler import GRID, compare, edits, rows_of, tops
 
@@ -20,20 +21,10 @@ from conftest import CUDA
 from headrace.ops.sampling import BatchedSampling, Edits, Knobs, SampleRows, Samples, Search
 from headrace.ops.sampling.reference import ReferenceSampling
 from headrace.ops.sampling.triton import TIES_MAX, Sizes, TritonSampling, empty_samples
-from headrace.ops.triton import INTERPRETED, Gpu
 from headrace.wire import Sampling
 
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 gpu = pytest.mark.gpu
-
-
-def device_gpu() -> Gpu:
-    if not CUDA:
-        return INTERPRETED
-    properties = torch.cuda.get_device_properties(DEVICE)
-    capability = (properties.major, properties.minor)
-    return Gpu(capability, properties.multi_processor_count, capability >= (9, 0))
 
 
 def to_device(array: np.ndarray) -> Tensor:
@@ -170,7 +161,7 @@ def check_twins(x_SV: Tensor, rows: SampleRows, sizes: Sizes = SMALL) -> None:
         (5, 0, 3.0, torch.float32),
         (97, 1, 0.3, torch.bfloat16),
         (509, 2, 1.0, torch.float16),
-        (1024, 3, 10.0, torch.float32),
+        (300, 3, 10.0, torch.float32),
         (1024, 4, 2.0, torch.bfloat16),
     ],
     ids=str,
@@ -205,7 +196,7 @@ def random_sampling(rng: np.random.Generator, vocab: int) -> Sampling:
 def test_filters_in_any_combination(seed: int) -> None:
     rng = np.random.default_rng(seed)
     vocab = int(rng.choice([60, 509, 700]))
-    samplings = [random_sampling(rng, vocab) for _ in range(12)]
+    samplings = [random_sampling(rng, vocab) for _ in range(9)]
     x_SV = logits(len(samplings), vocab, seed, scale=float(rng.choice([0.5, 2.0, 5.0])))
     if seed % 2:
         x_SV = x_SV.to(torch.bfloat16)
@@ -242,7 +233,7 @@ def test_more_ties_than_are_told_are_left_out() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_bad_number_stays_in_its_row(bad: float) -> None:
-    chosen = [s for s in GRID[:11] if s.top_n == 0]
+    chosen = [s for s in GRID[:11:2] if s.top_n == 0]
     samplings = [s for sampling in chosen for s in (sampling, sampling)]
     x_SV = logits(len(samplings), 300, 3)
     x_SV[1::2] = x_SV[::2]
@@ -368,7 +359,7 @@ def test_greedy_can_be_captured() -> None:
 
 
 def test_prepared_for_every_kind_of_step() -> None:
-    triton_sampling().prepare(300, torch.bfloat16, DEVICE)
+    triton_sampling().prepare(60, torch.bfloat16, DEVICE)
 
 
 def test_edits_of_one_token_add_up() -> None:

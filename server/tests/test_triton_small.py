@@ -16,6 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from device_here import DEVICE, device_gpu
 from late import hasty_copy, late_copy
 
 from conftest import CUDA
@@ -29,10 +30,9 @@ from headrace.ops.rope import reference as rope_reference
 from headrace.ops.rope.triton import TritonRope
 from headrace.ops.silu_mul import reference as silu_mul_reference
 from headrace.ops.silu_mul.triton import TritonSiluMul
-from headrace.ops.triton import INTERPRETED, Gpu
+from headrace.ops.triton import Gpu
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One unit in the last place where the reference rounds as we do (2^-7, 2^-10); float32 in another
 # order, and with the device's approximate exponential.
@@ -41,14 +41,6 @@ ULP = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 # so many units more for each cast.
 CAST = 0 if CUDA else 1
 gpu = pytest.mark.gpu
-
-
-def device_gpu() -> Gpu:
-    if not CUDA:
-        return INTERPRETED
-    properties = torch.cuda.get_device_properties(DEVICE)
-    capability = (properties.major, properties.minor)
-    return Gpu(capability, properties.multi_processor_count, capability >= (9, 0))
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

@@ -71,7 +71,12 @@ def why_not(device: Device) -> str | None:
 
 def gpu(device: Device) -> Gpu:
     """The facts of a device for which `why_not` has no reason."""
-    properties = torch.cuda.get_device_properties(device.torch_device)
+    return gpu_at(device.torch_device)
+
+
+def gpu_at(device: torch.device) -> Gpu:
+    """The facts of a CUDA device."""
+    properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     return Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
 
