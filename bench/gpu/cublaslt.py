@@ -104,12 +104,12 @@ class Point:
 class Timed:
     """Launches as one graph."""
 
-    def __init__(self, launches: Sequence[Launch], rounds: int, pool: Any) -> None:
+    def __init__(self, launches: Sequence[Launch], rounds: int) -> None:
         launches[0]()  # loads its kernels
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         self._count = rounds * len(launches)
-        self._graph.capture_begin(pool=pool)
+        self._graph.capture_begin()
         try:
             for _ in range(rounds):
                 for launch in launches:
@@ -138,7 +138,6 @@ class Bench:
         self.dtype = dtype
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.lt = CublasLt(self.device)
-        self.pool = torch.cuda.graph_pool_handle()
         self.weights: dict[str, list[Tensor]] = {}
         for name, (outputs, inputs) in SHAPES.items():
             copies = 1 if name == "head" else max(2, copies_for(2 * outputs * inputs, 4))
@@ -249,7 +248,7 @@ class Bench:
 
     def timed(self, launches: Sequence[Launch], est_us: float, target_us: float) -> Timed:
         rounds = max(1, round(target_us / (est_us * len(launches))))
-        return Timed(launches, min(rounds, 8), self.pool)
+        return Timed(launches, min(rounds, 8))
 
     def quick(self, point: Point, operands: Operands, algo: Algo) -> float | None:
         def measured() -> float:

@@ -311,7 +311,7 @@ class Executor:
             self._running = self._runner = None  # The old pool makes room for the new one.
             assert self._engine is not None, "prepared before it was loaded"
             try:
-                self._runner, prepared = _prepare(self._engine, wanted)
+                self._runner, prepared = prepare_engine(self._engine, wanted)
                 done.set_result(prepared)
             except Exception as error:
                 done.set_exception(error)
@@ -444,7 +444,7 @@ def graph_sizes(engine: Engine, wanted: Preparation) -> GraphSizes:
     return GraphSizes(rows, token_buckets(wanted.step_tokens_max))
 
 
-def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
+def prepare_engine(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     """Warms up with pools of their own, then sizes the real one by what is free (R9).
 
     What is allocated later is measured here: graphs first, which are then thrown away; then the

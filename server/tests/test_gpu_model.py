@@ -15,7 +15,7 @@ from test_smollm2 import PROMPTS as TEXTS
 from test_smollm2 import cached
 
 from headrace.device import open_device
-from headrace.executor import Preparation, Runner
+from headrace.executor import Preparation, Runner, prepare_engine
 from headrace.models import ARCHITECTURES
 from headrace.testing import engine
 from headrace.testing.tiny import Tiny
@@ -140,21 +140,17 @@ def logprobs(model: Any, known: list[int]) -> np.ndarray:
     return logits_TV[:-1].gather(1, ids[1:, None])[:, 0].cpu().numpy()
 
 
-def test_nothing_is_allocated_under_load(tmp_path: Path) -> None:
+@torch.inference_mode()
+def test_nothing_is_allocated_after_ready(tmp_path: Path) -> None:
     folder = Tiny(width=256, heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16).write(tmp_path)
-    runner = made(folder, "cuda", torch.bfloat16)
-    drawn(runner, requests())  # Whatever is made at a first step is made.
+    loaded = engine.load(folder, open_device("cuda"))
+    ready, _ = prepare_engine(loaded, replace(WANTED, blocks_max=BLOCKS))
     torch.cuda.synchronize()
     free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
     for knobs in WAYS.values():
-        drawn(made_again(runner), requests(), **knobs)
+        drawn(ready, requests(), **knobs)
+        ready._next_step = 0  # The next planner counts from 0 again, and finds every slot free.
+        ready.slots.bound_Z[:] = False
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == reserved
     assert torch.cuda.mem_get_info()[0] >= free
-
-
-def made_again(runner: Runner) -> Runner:
-    """The same runner with its steps counted from 0 and every slot free."""
-    runner._next_step = 0
-    runner.slots.bound_Z[:] = False
-    return runner
