@@ -30,5 +30,5 @@ FROM base AS cuda
 ENV TRITON_CACHE_DIR=/data/triton
 RUN uv pip install --system --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
-RUN uv pip install --system --no-cache /wheels/*.whl \
+RUN uv pip install --system --no-cache "$(echo /wheels/*.whl)[cuda]" \
     && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher && rm -rf /wheels
