@@ -291,7 +291,6 @@ class Fused:
         ours = [cache.clone() for cache in self.case.caches]
         theirs = [cache.clone() for cache in self.case.caches]
         plan = made.plan_decode(self.shape)
-        assert made.rotates(plan)
         outputs: list[Tensor] = []
         before = self.qkv_SC.clone()
         for _ in range(2):  # The second one is a later layer's, whose programs begin early.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # What the kernels' tiles are made for.
 HEAD_DIM_MAX = 256
+# Whether a captured step rotates and attends in one launch. Not until a GPU has proved the kernel.
+ROTATES = False
 
 
 class Prefill(Protocol):
@@ -122,7 +124,7 @@ class CudaAttention:
 
     def rotates(self, plan: CudaPlan) -> bool:
         # Other steps have rows of prompts, which may read what other rows write.
-        return plan.captured
+        return ROTATES and plan.captured
 
     def rotate_and_attend(
         self,
