@@ -99,7 +99,7 @@ install_server() {
     say "Installing the wheel"
     uv_pip --quiet --no-deps --reinstall .cache/dist/*.whl
     # FlashAttention-3 is optional: without it prompts are computed by our own kernels.
-    if has_gpu; then install_extra cuda || say "The server works without what \`cuda\` names, more slowly."; fi
+    if has_gpu; then (install_extra cuda) || say "The server works without what \`cuda\` names, more slowly."; fi
     touch "$VENV/.headrace"
     say "Done: $VENV/bin/headrace"
 }
