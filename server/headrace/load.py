@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import torch
 
 from headrace import ops
-from headrace.comm import join_group
+from headrace.comm import Comm, join_group
 from headrace.config import Serve
 from headrace.device import Device, open_device
 from headrace.errors import ConfigError
 from headrace.executor import Engine, GraphInputs
 from headrace.kv import KvLayout
-from headrace.models import ModelSpec, begin_loading, load_model, read_spec
+from headrace.models import Decoder, ModelSpec, begin_loading, load_model, read_spec
 from headrace.ops import sampling
 from headrace.startup import Phases
 
@@ -40,7 +41,7 @@ def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine
     shard = serve.shard(rank)
     ranks = len(serve.shards)
     spec = read_spec(serve.model.path)
-    local = spec.local(ranks)  # Refuses what does not divide before anybody waits for a rank.
+    spec.local(ranks)  # Refuses what does not divide before anybody waits for a rank.
     with phases("device"):
         device = open_device(serve.device.kind, shard.device_index, serve.device.threads, ranks)
         device.start()
@@ -71,8 +72,37 @@ def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine
     )
     log.info("%-16s %s", "step", model.step_choice)
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
+    engine = engine_of(
+        model,
+        table,
+        device=device,
+        comm=comm,
+        dtype=dtype,
+        reference=serve.device.reference_ops,
+        graphs=device.graphs,
+    )
+    return replace(engine, kv_bytes_max=serve.device.kv_bytes_max, phases=phases)
+
+
+def engine_of(
+    model: Decoder,
+    table: ops.OpTable,
+    *,
+    device: Device,
+    comm: Comm,
+    dtype: torch.dtype,
+    reference: bool = False,
+    graphs: bool = False,
+) -> Engine:
+    """What executes plans with a model that is loaded.
+
+    Args:
+        reference: whether to sample by the reference operations.
+        graphs: whether to record steps as graphs; only where the device does.
+    """
+    spec = model.spec
     graph_inputs = None
-    if device.graphs:
+    if graphs:
         angles_LE = model.rotary.tabulate(spec.context_tokens_max)
         graph_inputs = GraphInputs(table.decode_inputs, angles_LE, model)
     return Engine(
@@ -80,17 +110,16 @@ def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine
         comm=comm,
         model=model,
         attention=table.paged_attention,
-        sampling=sampling.select(device, serve.device.reference_ops),
+        sampling=sampling.select(device, reference),
         architecture=spec.architecture,
         vocab_size=spec.vocab_size,
         context_tokens_max=spec.context_tokens_max,
         layers=spec.layers,
-        kv_heads=local.kv_heads,
+        kv_heads=spec.local(comm.size).kv_heads,
         head_dim=spec.head_dim,
         dtype=dtype,
         weight_bytes=model.weight_bytes,
-        kv_bytes_max=serve.device.kv_bytes_max,
-        phases=phases,
+        kv_bytes_max=0,
         logits_dtype=dtype,
         graph_inputs=graph_inputs,
     )

@@ -13,7 +13,7 @@ from test_invariance import make_runner
 
 from headrace.batch import GraphSizes
 from headrace.comm import SingleComm
-from headrace.executor import GraphInputs, Runner
+from headrace.executor import Runner
 from headrace.graphs import ROWS_MAX, buckets, token_buckets
 from headrace.testing.recording import RecordedAttention, RecordingDevice
 from headrace.testing.tiny import Tiny
@@ -42,13 +42,10 @@ def recording(
     for block in model.blocks:
         block.attention._attend = ops.paged_attention.attend
     device = RecordingDevice()
-    cos_sin_LE = model.rotary.tabulate(model.spec.context_tokens_max)
-    inputs = GraphInputs(ops.decode_inputs, cos_sin_LE, model)
     with torch.inference_mode():
         made = make_runner(
             *(model, ops, SingleComm(), block_tokens),
             device=device,
-            graph_inputs=inputs,
             sizes=sizes or SIZES,
         )
         made.capture()

@@ -17,9 +17,10 @@ from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.comm import Comm, SingleComm
 from headrace.device import Device
 from headrace.device.cpu import CpuDevice
-from headrace.executor import Engine, GraphInputs, Preparation, Runner
+from headrace.executor import Preparation, Runner
+from headrace.load import engine_of
 from headrace.models import ARCHITECTURES, Decoder
-from headrace.ops import OpTable, sampling
+from headrace.ops import OpTable
 from headrace.testing.threads import group
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result, Sampling
@@ -92,27 +93,11 @@ def make_runner(
     comm: Comm,
     block_tokens: int,
     device: Device | None = None,
-    graph_inputs: GraphInputs | None = None,
     sizes: GraphSizes = NO_GRAPHS,
 ) -> Runner:
     device = device or CpuDevice(threads=1)
-    spec = model.spec
-    engine = Engine(
-        device=device,
-        comm=comm,
-        model=model,
-        attention=ops.paged_attention,
-        sampling=sampling.select(device),
-        architecture=spec.architecture,
-        vocab_size=spec.vocab_size,
-        context_tokens_max=spec.context_tokens_max,
-        layers=spec.layers,
-        kv_heads=spec.local(comm.size).kv_heads,
-        head_dim=spec.head_dim,
-        dtype=torch.float32,
-        weight_bytes=0,
-        kv_bytes_max=0,
-        graph_inputs=graph_inputs,
+    engine = engine_of(
+        model, ops, device=device, comm=comm, dtype=torch.float32, graphs=device.graphs
     )
     wanted = Preparation(
         first_step=0,

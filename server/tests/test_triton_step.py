@@ -17,7 +17,7 @@ from test_invariance import make_runner
 from headrace.batch import GraphSizes
 from headrace.comm import SingleComm
 from headrace.device.cpu import CpuDevice
-from headrace.executor import GraphInputs, Runner
+from headrace.executor import Runner
 from headrace.graphs import buckets
 from headrace.models import Decoder, load_model, read_spec
 from headrace.ops import OpTable, select
@@ -65,13 +65,10 @@ def interpreted(folder: Path) -> tuple[Decoder, OpTable]:
 @torch.inference_mode()
 def runner(folder: Path, block_tokens: int) -> Runner:
     model, ops = interpreted(folder)
-    angles_LE = model.rotary.tabulate(model.spec.context_tokens_max)
-    inputs = GraphInputs(ops.decode_inputs, angles_LE, model)
     # Steps in pieces are recorded by torch's dispatch, which interpreted kernels do not pass.
     made = make_runner(
         *(model, ops, SingleComm(), block_tokens),
         device=RecordingDevice(),
-        graph_inputs=inputs,
         sizes=GraphSizes(rows=buckets(16)),
     )
     made.capture()

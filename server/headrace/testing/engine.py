@@ -8,9 +8,10 @@ import torch
 
 from headrace.comm import Comm, SingleComm
 from headrace.device import Device
-from headrace.executor import Engine, GraphInputs, Preparation, Runner, graph_sizes
+from headrace.executor import Engine, Preparation, Runner, graph_sizes
+from headrace.load import engine_of
 from headrace.models import load_model, read_spec
-from headrace.ops import sampling, select
+from headrace.ops import select
 
 
 def load(
@@ -36,27 +37,14 @@ def load(
     model = load_model(
         folder, device=device, dtype=dtype, comm=comm, ops=table, load_format=load_format
     )
-    graph_inputs = None
-    if device.graphs and not reference:
-        angles_LE = model.rotary.tabulate(spec.context_tokens_max)
-        graph_inputs = GraphInputs(table.decode_inputs, angles_LE, model)
-    return Engine(
+    return engine_of(
+        model,
+        table,
         device=device,
         comm=comm,
-        model=model,
-        attention=table.paged_attention,
-        sampling=sampling.select(device, reference),
-        architecture=spec.architecture,
-        vocab_size=spec.vocab_size,
-        context_tokens_max=spec.context_tokens_max,
-        layers=spec.layers,
-        kv_heads=spec.local(comm.size).kv_heads,
-        head_dim=spec.head_dim,
         dtype=dtype,
-        weight_bytes=model.weight_bytes,
-        kv_bytes_max=0,
-        logits_dtype=dtype,
-        graph_inputs=graph_inputs,
+        reference=reference,
+        graphs=device.graphs and not reference,
     )
 
 
