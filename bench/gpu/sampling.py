@@ -22,10 +22,10 @@ import torch
 from measure import BYTES_PER_SECOND, copies_for, graph_us
 from torch import Tensor
 
-from headrace.ops.sampling import BatchedSampling, Knobs, SampleRows, Search, uniform
+from headrace.ops.sampling import BatchedSampling, SampleRows, Search, uniform
 from headrace.ops.sampling.triton import Settings, Sizes, TritonSampling, empty_samples
 from headrace.ops.triton import Gpu, gpu_at
-from headrace.slots import KNOBS, features_of
+from headrace.slots import KNOBS, features_of, knobs_of
 from headrace.wire import Sampling
 
 VOCAB = 128256
@@ -60,8 +60,8 @@ def logits(rows: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def rows_of(samplings: list[Sampling]) -> SampleRows:
     """What the server's sampler would give for these parameters."""
-    table = torch.tensor([[getattr(s, name) for name in KNOBS] for s in samplings], device="cuda")
-    column = dict(zip(KNOBS, table.unbind(1), strict=True))
+    values = [[getattr(s, name) for name in KNOBS] for s in samplings]
+    table_SC = torch.tensor(values, device="cuda")
     count = len(samplings)
     state_QV = torch.zeros((count, VOCAB), dtype=torch.int32, device="cuda")
     state_QV[:, ::200] = 1
@@ -69,16 +69,7 @@ def rows_of(samplings: list[Sampling]) -> SampleRows:
     return SampleRows(
         features_S=np.array([int(features_of(s)) for s in samplings]),
         top_n_S=np.array([s.top_n for s in samplings]),
-        knobs=Knobs(
-            temperature_S=column["temperature"],
-            top_k_S=torch.tensor([s.top_k for s in samplings], device="cuda"),
-            top_p_S=column["top_p"],
-            typical_p_S=column["typical_p"],
-            min_p_S=column["min_p"],
-            repetition_S=column["repetition_penalty"],
-            frequency_S=column["frequency_penalty"],
-            presence_S=column["presence_penalty"],
-        ),
+        knobs=knobs_of(table_SC, torch.tensor([s.top_k for s in samplings], device="cuda")),
         uniform_S=torch.from_numpy(drawn_S).cuda(),
         state_QV=state_QV,
         state_slot_S=torch.arange(count, device="cuda"),

@@ -155,17 +155,9 @@ class SlotRows:
 
     def knobs(self, slot_R: Tensor) -> Knobs:
         """The sampling parameters of some slots."""
-        column = self._knobs_ZC.device.index_select(0, slot_R).unbind(1)
-        named = dict(zip(KNOBS, column, strict=True))
-        return Knobs(
-            temperature_S=named["temperature"],
-            top_k_S=self._top_k_Z.device.index_select(0, slot_R),
-            top_p_S=named["top_p"],
-            typical_p_S=named["typical_p"],
-            min_p_S=named["min_p"],
-            repetition_S=named["repetition_penalty"],
-            frequency_S=named["frequency_penalty"],
-            presence_S=named["presence_penalty"],
+        return knobs_of(
+            self._knobs_ZC.device.index_select(0, slot_R),
+            self._top_k_Z.device.index_select(0, slot_R),
         )
 
     def penalties(self, slot_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,6 +306,21 @@ class Mirror:
             rows = np.array(sorted(self._written), np.int64)
             self._written.clear()
             self.device.index_copy_(0, self._to_device(rows), self._to_device(self.host[rows]))
+
+
+def knobs_of(table_SC: Tensor, top_k_S: Tensor) -> Knobs:
+    """The columns of a table whose columns are `KNOBS`."""
+    column = dict(zip(KNOBS, table_SC.unbind(1), strict=True))
+    return Knobs(
+        temperature_S=column["temperature"],
+        top_k_S=top_k_S,
+        top_p_S=column["top_p"],
+        typical_p_S=column["typical_p"],
+        min_p_S=column["min_p"],
+        repetition_S=column["repetition_penalty"],
+        frequency_S=column["frequency_penalty"],
+        presence_S=column["presence_penalty"],
+    )
 
 
 def features_of(sampling: Sampling) -> Feature:

@@ -10,12 +10,11 @@ from headrace.ops import sampling
 from headrace.ops.sampling import (
     IN_PROMPT,
     Edits,
-    Knobs,
     SampleRows,
     Samples,
     uniform,
 )
-from headrace.slots import KNOBS, features_of
+from headrace.slots import KNOBS, features_of, knobs_of
 from headrace.wire import Sampling
 
 FAST = sampling.select(CpuDevice(threads=1))
@@ -46,8 +45,7 @@ GRID = [
 def rows_of(samplings: list[Sampling], vocab: int, position: int = 9, seed: int = 0) -> SampleRows:
     """What the sampler would be given for these parameters, with made-up penalty states."""
     rng = np.random.default_rng(seed)
-    knobs = torch.tensor([[getattr(s, name) for name in KNOBS] for s in samplings]).unbind(1)
-    column = dict(zip(KNOBS, knobs, strict=True))
+    table_SC = torch.tensor([[getattr(s, name) for name in KNOBS] for s in samplings])
     state = np.where(rng.random((len(samplings), vocab)) < 0.05, IN_PROMPT, 0)
     state += rng.integers(1, 4, state.shape) * (rng.random(state.shape) < 0.05)
     bias = [
@@ -60,16 +58,7 @@ def rows_of(samplings: list[Sampling], vocab: int, position: int = 9, seed: int 
     return SampleRows(
         features_S=np.array([int(features_of(s)) for s in samplings]),
         top_n_S=np.array([s.top_n for s in samplings]),
-        knobs=Knobs(
-            temperature_S=column["temperature"],
-            top_k_S=torch.tensor([s.top_k for s in samplings]),
-            top_p_S=column["top_p"],
-            typical_p_S=column["typical_p"],
-            min_p_S=column["min_p"],
-            repetition_S=column["repetition_penalty"],
-            frequency_S=column["frequency_penalty"],
-            presence_S=column["presence_penalty"],
-        ),
+        knobs=knobs_of(table_SC, torch.tensor([s.top_k for s in samplings])),
         uniform_S=torch.from_numpy(uniform(seeds, np.full(len(samplings), position))),
         state_QV=torch.from_numpy(state.astype(np.int32)),
         state_slot_S=torch.arange(len(samplings)),
