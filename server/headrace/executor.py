@@ -232,7 +232,7 @@ class Runner:
     def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
         """The second launch."""
         graphs = self._graphs if step.bucket else None
-        if graphs is not None and graphs.samples and not self._features(step):
+        if graphs is not None and not self._features(step):
             return graphs.greedy(step)
         return self._sampler.launch(step, logits_LV)
 
@@ -435,12 +435,15 @@ def kv_layout(engine: Engine, wanted: Preparation) -> KvLayout:
 
 
 def graph_sizes(engine: Engine, wanted: Preparation) -> GraphSizes:
-    """What to record graphs for; nothing where nothing can be recorded."""
+    """What to record graphs for; nothing where nothing can be recorded.
+
+    Ranks of a group exchange sums by calls that no graph has been recorded with yet.
+    """
     if not (engine.device.graphs and engine.attention.graphs and engine.graph_inputs):
         return NO_GRAPHS
-    rows = buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
     if engine.comm.size > 1:
-        return GraphSizes(rows)
+        return NO_GRAPHS
+    rows = buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
     return GraphSizes(rows, token_buckets(wanted.step_tokens_max))
 
 

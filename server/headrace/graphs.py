@@ -80,7 +80,7 @@ class _Bucket:
     """The graphs of one size."""
 
     forward: Graph
-    greedy: Graph | None
+    greedy: Graph
 
 
 class DecodeGraphs:
@@ -111,8 +111,6 @@ class DecodeGraphs:
         )
         size = (TOKEN_BYTES + LOGPROB_BYTES + BAD_BYTES) * largest
         self._result = torch.zeros(size, dtype=torch.uint8, device=where)
-        # Ranks that are told what rank 0 drew sample by operation.
-        self.samples = engine.comm.size == 1
 
     def capture(self) -> None:
         """Records all sizes, the largest first: smaller ones fit into its memory."""
@@ -120,10 +118,8 @@ class DecodeGraphs:
             # What libraries load and plan at a first call, they do now.
             self._forward(rows)
             forward = self._engine.device.capture(lambda rows=rows: self._forward(rows))
-            greedy = None
-            if self.samples:
-                self._greedy(rows)
-                greedy = self._engine.device.capture(lambda rows=rows: self._greedy(rows))
+            self._greedy(rows)
+            greedy = self._engine.device.capture(lambda rows=rows: self._greedy(rows))
             self._graphs[rows] = _Bucket(forward, greedy)
 
     def forward(self, step: Step) -> Tensor:
@@ -136,9 +132,7 @@ class DecodeGraphs:
 
     def greedy(self, step: Step) -> Outputs:
         """Launches the sampler of a step whose rows all take their best token."""
-        graph = self._graphs[step.bucket].greedy
-        assert graph is not None, "ranks of a group sample by operation"
-        graph.replay()
+        self._graphs[step.bucket].greedy.replay()
         size = (TOKEN_BYTES + LOGPROB_BYTES + BAD_BYTES) * step.bucket
         # A copy, because the next step's sampler may overwrite the result before it is read.
         download = self._engine.device.download([self._result[:size].clone()])
