@@ -19,7 +19,8 @@ from torch import Tensor
 
 from headrace.device.base import Device
 from headrace.ops.base import No, OpSpec
-from headrace.ops.paged_attention import CANDIDATES, DecodeShape, StepShape
+from headrace.ops.matmul.cuda import CudaMatmul
+from headrace.ops.paged_attention import CANDIDATES, DecodeShape, StepShape, cuda
 from headrace.ops.paged_attention import fa3 as fa3_module
 from headrace.ops.paged_attention.cuda import Cuda, CudaAttention
 from headrace.ops.paged_attention.reference import ReferenceAttention
@@ -293,7 +294,7 @@ class Fused:
         plan = made.plan_decode(self.shape)
         outputs: list[Tensor] = []
         before = self.qkv_SC.clone()
-        for _ in range(2):  # The second one is a later layer's, whose programs begin early.
+        for _ in range(2):  # What counts arrivals must be ready for the next layer.
             for cache, other in zip(ours, self.case.caches, strict=True):
                 cache.copy_(other)
             o_SHE = made.rotate_and_attend(
@@ -344,13 +345,11 @@ def check_fused(step: Fused, made: CudaAttention, window: int = 0) -> None:
     ours, theirs = step.twins(made, window)
     dtype, rows = step.qkv_SC.dtype, len(step.case.shape.row_len_S)
     compare(ours[0][:rows], theirs[0][:rows].float(), dtype)
-    if step.norm is None:
-        assert torch.equal(ours[0][:rows], theirs[0][:rows]), "the bits must be the same"
     assert ours[0].isfinite().all(), "padding rows must not make NaN"
     for our, their in zip(ours[1:], theirs[1:], strict=True):
         written = our.flatten(0, 1)[step.cells_S[:rows]]
         expected = their.flatten(0, 1)[step.cells_S[:rows]]
-        # The sum of a norm's squares may be of another order.
+        # The bits are the same, but the sum of a norm's squares may be of another order.
         bound = TOLERANCE[dtype] if step.norm is not None else 0.0
         torch.testing.assert_close(written, expected, rtol=bound, atol=bound)
         # Nothing else is written, but for the cell of padding.
@@ -388,9 +387,14 @@ def test_rotation_and_write_with_a_window(window: int) -> None:
     check_fused(step, backend(heads, torch.float32), window)
 
 
-def test_only_captured_steps_rotate() -> None:
+def test_only_captured_steps_of_few_rows_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = Heads(4, 2, 16)
     made = backend(heads, torch.float32)
+    monkeypatch.setattr(cuda, "ROTATES", True)
+    monkeypatch.setattr(cuda, "ROTATED_ROWS_MAX", 3)
+    for rows, rotates in ((3, True), (4, False)):
+        step = fused([5] * rows, heads, 16, torch.float32, norm=False)
+        assert made.rotates(made.plan_decode(step.shape)) == rotates
     assert not made.rotates(made.plan(make(decode_rows([5]), heads, 16, torch.float32).shape))
     assert not ReferenceAttention().rotates(None)
 
@@ -682,8 +686,7 @@ def test_a_predecessor_that_sleeps_before_it_writes(rows: list[tuple[int, int]])
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [[700, 30], [576] * 64], ids=["two", "many"])
-def test_a_predecessor_of_an_early_program_sleeps(lengths: list[int]) -> None:
-    """Later layers' programs fetch keys before the projection is there, and use none of it."""
+def test_a_predecessor_that_sleeps_before_it_writes_the_projection(lengths: list[int]) -> None:
     if not gpu_here().pdl:
         pytest.skip("no programmatic dependent launch before Hopper")
     heads = Heads(32, 8, 128)
@@ -703,3 +706,99 @@ def test_a_predecessor_of_an_early_program_sleeps(lengths: list[int]) -> None:
         assert torch.equal(actual, expected)
     for cache, other in zip(step.case.caches, written, strict=True):
         torch.testing.assert_close(cache, other, rtol=0, atol=0, equal_nan=True)
+
+
+# What the newest values are multiplied by: an output that missed its row's newest cell shows it.
+DOMINANT = 64.0
+CHAINED_LAYERS = 8
+CHAINED_WIDTH = 1024
+REPLAYS = 20
+
+
+class Chain:
+    """Fused launches of several layers, one behind another, or with products between."""
+
+    def __init__(self, step: Fused, made: CudaAttention, products: bool) -> None:
+        self._step, self._made, self._products = step, made, products
+        self._random = torch.Generator(DEVICE).manual_seed(11)
+        layout, dtype = step.layout, step.qkv_SC.dtype
+        layers = range(CHAINED_LAYERS)
+        self._caches = [[cache.clone() for cache in step.case.caches] for _ in layers]
+        self._qkv = [torch.empty_like(step.qkv_SC) for _ in layers]
+        self._outputs: list[Tensor] = []
+        self._newest = slice(-layout.kv_heads * layout.head_dim, None)  # columns of values
+        self._x_SD = self._randn(len(step.qkv_SC), CHAINED_WIDTH).to(dtype)
+        self._matmul = CudaMatmul(device_gpu())
+        qkv_CD = self._randn(layout.columns, CHAINED_WIDTH) * CHAINED_WIDTH**-0.5
+        qkv_CD[self._newest] *= DOMINANT
+        self._qkv_weight = self._matmul.pack(qkv_CD.to(dtype))
+        out_DX = self._randn(CHAINED_WIDTH, layout.heads * layout.head_dim)
+        self._out_weight = self._matmul.pack(out_DX.to(dtype))
+
+    def run(self) -> None:
+        """Launches all; may be captured."""
+        step, x_SD = self._step, self._x_SD
+        self._plan = self._made.plan_decode(step.shape)
+        self._outputs = []
+        for index, (k_cache, v_cache) in enumerate(self._caches):
+            if self._products:
+                self._qkv[index] = self._matmul.apply(x_SD, self._qkv_weight, None)
+            o_SHE = self._made.rotate_and_attend(
+                *(self._qkv[index], step.cos_sin_SE, k_cache, v_cache, step.cells_S),
+                *(step.layout, step.norm, self._plan),
+            )
+            self._outputs.append(o_SHE)
+            if self._products:
+                y_SD = self._matmul.apply(o_SHE.flatten(1), self._out_weight, None)
+                x_SD = torch.nn.functional.rms_norm(y_SD, (CHAINED_WIDTH,))
+
+    def renew(self) -> None:
+        """Gives the next run other numbers; the cells still hold what the last one wrote."""
+        self._x_SD.copy_(self._randn(*self._x_SD.shape))
+        for qkv_SC in () if self._products else self._qkv:
+            qkv_SC.copy_(self._randn(*qkv_SC.shape))
+            qkv_SC[:, self._newest] *= DOMINANT
+
+    def check(self) -> None:
+        """Compares each layer with two launches on the same projection."""
+        step, plan = self._step, self._made.plan_decode(self._step.shape)
+        rope = triton_rope_and_kv_write(gpu_here())
+        for qkv_SC, ours, o_SHE in zip(self._qkv, self._caches, self._outputs, strict=True):
+            theirs = [cache.clone() for cache in step.case.caches]
+            q_SHE = rope(
+                qkv_SC.clone(), step.cos_sin_SE, theirs[0], theirs[1], step.cells_S, step.layout,
+                step.norm,
+            )  # fmt: skip
+            expected = self._made.attend(q_SHE, theirs[0], theirs[1], plan).float()
+            assert expected.isfinite().all()
+            error = (o_SHE.float() - expected).abs().amax(-1)
+            is_right = error <= TOLERANCE[o_SHE.dtype] * expected.abs().amax(-1)
+            count = int((~is_right).sum())
+            assert count == 0, f"{count} of {is_right.numel()} heads are wrong"
+            for our, their in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(our, their, rtol=0, atol=0, equal_nan=True)
+
+    def _randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._random, device=DEVICE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("products", [False, True], ids=["alone", "products"])
+@pytest.mark.parametrize(("rows", "longest"), [(8, 3000), (32, 200), (64, 200), (256, 200)])
+def test_every_row_sees_its_newest_cell(rows: int, longest: int, products: bool) -> None:
+    """Launches overlap in a graph, where a cell's old keys and values would go unnoticed else."""
+    heads, dtype = Heads(32, 8, 128), torch.bfloat16
+    lengths = np.random.default_rng(rows).integers(1, longest, rows).tolist()
+    step = fused(lengths, heads, 16, dtype, norm=False)
+    made = on_device(OpSpec(heads.q, heads.kv, heads.dim, dtype, 1e-5), "triton")
+    chain = Chain(step, made, products)
+    chain.renew()
+    chain.run()  # compiles
+    chain.check()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain.run()
+    for _ in range(REPLAYS):
+        chain.renew()
+        graph.replay()
+        chain.check()

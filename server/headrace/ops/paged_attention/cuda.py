@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 HEAD_DIM_MAX = 256
 # Whether a captured step rotates and attends in one launch. Not until a GPU has proved the kernel.
 ROTATES = False
+# Beyond so many rows two launches are as fast: the rotation is no longer what others wait for.
+ROTATED_ROWS_MAX = 64
 
 
 class Prefill(Protocol):
@@ -124,7 +126,9 @@ class CudaAttention:
 
     def rotates(self, plan: CudaPlan) -> bool:
         # Other steps have rows of prompts, which may read what other rows write.
-        return ROTATES and plan.captured
+        if not ROTATES or not plan.captured or plan.decode is None:
+            return False
+        return plan.decode.rows <= ROTATED_ROWS_MAX
 
     def rotate_and_attend(
         self,

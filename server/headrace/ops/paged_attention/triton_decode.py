@@ -10,7 +10,8 @@ The query heads of a group are the rows of one tile, so a group's keys and value
 
 In a captured step the same launch also rotates queries and keys and writes the cache: the programs
 that have the end of a row write its newest cell and are the only ones that read it. (No row reads
-another's newest cell, as only full blocks are shared.)
+another's newest cell, as only full blocks are shared.) The rotation has the bits of the kernel that
+only rotates: `ops/rope/triton.py` and this one name the same fused operations.
 """
 
 # The types of Triton's language are not those that its kernels are called with.
@@ -23,7 +24,7 @@ another's newest cell, as only full blocks are shared.)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -46,8 +47,6 @@ ROWS = 512
 SCHEDULED = (64, 512)
 # Numbers of partial sums that are added up at a time.
 COMBINED = 4096
-# Bytes that one instruction fetches ahead.
-LINE = 128
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,6 @@ class DecodeConfig:
     stages: int
     programs: int  # that a multiprocessor runs at a time
     least: int = 1  # items are not cut shorter than so many tiles, but for evenness
-    # Tiles whose keys and values a rotating launch fetches while the one before it still runs.
-    ahead: int = 0  # 0 or a power of two
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,7 @@ def default_configs(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> Configs:
         return Configs((), DecodeConfig(tile, warps=4, stages=stages, programs=3))
     if head_dim > 128:
         return Configs((), DecodeConfig(tile=32, warps=4, stages=stages, programs=3))
-    config = DecodeConfig(tile=64, warps=2, stages=stages, programs=4)
-    # One wave of programs, which begins while the projection before it ends.
-    few = replace(config, ahead=2)
-    return Configs(((512, few),), config)
+    return Configs((), DecodeConfig(tile=64, warps=2, stages=stages, programs=4))
 
 
 @dataclass(frozen=True)
@@ -109,8 +103,6 @@ class DecodePlan:
     arrived: Tensor  # int32, the finished items of shared rows; zero between launches
     # int32 [I, ITEM] by window: most models have one.
     items_by_window: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    # Windows for which a layer has attended since the work was balanced.
-    begun: set[int] = field(default_factory=set[int])
 
 
 class TritonDecode:
@@ -174,7 +166,6 @@ class TritonDecode:
 
     def replan(self, plan: DecodePlan) -> None:
         """Balances again, as the replay of a graph does, after the plan's tensors changed."""
-        plan.begun.clear()
         for window in plan.items_by_window:
             self._schedule(plan, window)
 
@@ -217,8 +208,7 @@ class TritonDecode:
     ) -> None:
         """Does what `RopeAndKvWrite` does and then `attend`, in one launch; leaves `qkv_SC` alone.
 
-        `cos_sin_SE`, `cells_S` and the plan's tensors may be written only before the plan's first
-        launch, and cells of the cache that hold earlier positions not by this step at all.
+        Cells of the cache that hold earlier positions may not be written by this step.
         """
         assert qkv_SC.is_contiguous() and qkv_SC.shape[1] == layout.columns
         assert cos_sin_SE.is_contiguous() and cos_sin_SE.dtype == torch.float32
@@ -252,10 +242,6 @@ class TritonDecode:
             self._schedule(plan, window)
             items = plan.items_by_window[window]
         rotates = step is not None
-        # The first layer waits for all kernels before it, lets those after it start only then, and
-        # so stands between what made the plan's tensors and every later layer's early programs.
-        early = rotates and window in plan.begun
-        plan.begun.add(window)
         scale = scales[0] * self._head_dim**-0.5
         if softcap > 0.0:
             scale_in, scale_out = scale / softcap, softcap * math.log2(math.e)
@@ -286,8 +272,6 @@ class TritonDecode:
             WINDOW=window > 0,
             ROTATE=rotates,
             NORM=norm is not None,
-            EARLY=early,
-            AHEAD=plan.config.ahead if early and self._gpu.pdl else 0,
             **self._constants_of(plan.config),
         )
 
@@ -313,7 +297,6 @@ class TritonDecode:
             "COMBINED": max(1, COMBINED // (group * dim)),
             "PRECISION": "ieee" if self._dtype == torch.float32 else "tf32",
             "ITEM": ITEM,
-            "LINE": LINE,
             "num_warps": config.warps,
             **self._gpu.launch,
         }
@@ -445,90 +428,37 @@ def _schedule_kernel(
 
 
 @triton.jit
-def _prefetch(pointers, mask):
-    """Asks for the lines of memory at some pointers and waits for none."""
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred wanted;
-        setp.ne.b32 wanted, $2, 0;
-        @wanted prefetch.global.L2 [$1];
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [pointers.to(tl.int64), mask.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def _fetch_ahead(
-    k_cache_NPKE,
-    v_cache_NPKE,
-    table_row,
-    first,
-    end,
-    kv_head,
-    BLOCK_TOKENS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    LINE: tl.constexpr,
-):
-    """Asks for the keys and values of the positions from `first` to before `end`."""
-    position = first + tl.arange(0, POSITIONS)
-    is_wanted = position < end
-    block = tl.load(
-        table_row + position // BLOCK_TOKENS, mask=is_wanted, other=0, cache_modifier=".cg"
-    )
-    cell = block.to(tl.int64) * BLOCK_TOKENS + position % BLOCK_TOKENS
-    numbers: tl.constexpr = LINE * 8 // k_cache_NPKE.dtype.element_ty.primitive_bitwidth
-    lines: tl.constexpr = (DIM + numbers - 1) // numbers
-    line = tl.arange(0, lines) * numbers
-    number = (cell * KV_HEADS + kv_head)[:, None] * HEAD_DIM + line[None, :]
-    mask = is_wanted[:, None] & (line < HEAD_DIM)[None, :]
-    _prefetch(k_cache_NPKE + number, mask)
-    _prefetch(v_cache_NPKE + number, mask)
-
-
-@triton.jit
-def _load_pairs(x, heads_at, low, mask, HEAD_DIM: tl.constexpr):
-    """Returns both numbers of its pair for each number of some heads, in float32.
+def _load_pairs(x, heads_at, dim, other, mask):
+    """Returns each number of some heads and the other one of its pair, in float32.
 
     Args:
         heads_at: where each head begins, [heads, 1].
-        low: where the pair's lower number is, [DIM].
+        dim, other: where in a head the number and the other one are, [DIM].
     """
-    at = heads_at + low[None, :]
-    x_low = tl.load(x + at, mask=mask, other=0.0)
-    x_high = tl.load(x + at + HEAD_DIM // 2, mask=mask, other=0.0)
-    return x_low.to(tl.float32), x_high.to(tl.float32)
+    x_own = tl.load(x + heads_at + dim[None, :], mask=mask, other=0.0)
+    x_other = tl.load(x + heads_at + other[None, :], mask=mask, other=0.0)
+    return x_own.to(tl.float32), x_other.to(tl.float32)
 
 
 @triton.jit
 def _rotated(
-    x_low, x_high, weight_E, eps, cos_sin, sin_cos, low, is_dim,
+    x_own, x_other, weight_E, eps, cos, sin, dim, other, is_dim,
     HEAD_DIM: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Normalises and rotates what `_load_pairs` returns, and rounds as `ops/rope/triton.py` does.
-
-    low · cos - high · sin in a head's lower half, low · sin + high · cos in its upper one.
+    """Normalises and rotates what `_load_pairs` returns.
 
     Args:
-        cos_sin, sin_cos: what lower and upper numbers are multiplied by, [DIM].
+        cos, sin: of each number, [DIM]; the sine is negated in a head's lower half.
     """
     if NORM:
-        low_weight = tl.load(weight_E + low, mask=is_dim, other=0.0).to(tl.float32)
-        high = low + HEAD_DIM // 2
-        high_weight = tl.load(weight_E + high, mask=is_dim, other=0.0).to(tl.float32)
-        # Every pair is here twice.
-        squares = tl.sum(x_low * x_low + x_high * x_high, 1) * 0.5
-        scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
-        x_low = x_low * scale * low_weight[None, :]
-        x_high = x_high * scale * high_weight[None, :]
-    return x_high * sin_cos[None, :] + x_low * cos_sin[None, :]
+        own_weight = tl.load(weight_E + dim, mask=is_dim, other=0.0).to(tl.float32)
+        other_weight = tl.load(weight_E + other, mask=is_dim, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x_own * x_own, 1) / HEAD_DIM + eps)[:, None]
+        x_own = x_own * scale * own_weight[None, :]
+        x_other = x_other * scale * other_weight[None, :]
+    # Which product is rounded before the sum is said here and in `ops/rope/triton.py`: a compiler
+    # would choose by the order of the text, and one number of some thousands would round otherwise.
+    return tl.fma(x_own, cos[None, :], x_other * sin[None, :])
 
 
 @triton.jit(
@@ -559,8 +489,6 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
     WINDOW: tl.constexpr,
     ROTATE: tl.constexpr,
     NORM: tl.constexpr,
-    EARLY: tl.constexpr,  # what the launch before this one writes is queries, keys and values
-    AHEAD: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -573,25 +501,23 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
     COMBINED: tl.constexpr,  # parts of a shared row that are added up at a time
     PRECISION: tl.constexpr,
     ITEM: tl.constexpr,
-    LINE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Attends to the tiles of one item with one tile of heads; heads of an item are neighbours."""
-    if PDL and not EARLY:
+    if PDL:
         gdc_wait()
         gdc_launch_dependents()
     item = tl.program_id(0) // HEAD_TILES
     head_tile = tl.program_id(0) % HEAD_TILES
     fields = items_I8 + item * ITEM
-    # All at once, and past the first-level cache, which an early program cannot trust.
-    tile_first = tl.load(fields + 3, cache_modifier=".cg")
-    tile_end = tl.load(fields + 4, cache_modifier=".cg")
-    row = tl.load(fields, cache_modifier=".cg").to(tl.int64)
-    slot = tl.load(fields + 1, cache_modifier=".cg").to(tl.int64)
-    kv_len = tl.load(fields + 2, cache_modifier=".cg")
-    base = tl.load(fields + 5, cache_modifier=".cg")
-    count = tl.load(fields + 6, cache_modifier=".cg")
-    seen = tl.load(fields + 7, cache_modifier=".cg")
+    tile_first = tl.load(fields + 3)
+    tile_end = tl.load(fields + 4)
+    row = tl.load(fields).to(tl.int64)
+    slot = tl.load(fields + 1).to(tl.int64)
+    kv_len = tl.load(fields + 2)
+    base = tl.load(fields + 5)
+    count = tl.load(fields + 6)
+    seen = tl.load(fields + 7)
     if tile_first == tile_end:
         return
     table_row = table_ZW + slot * table_stride
@@ -607,39 +533,27 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
         head_mask = head_mask & is_dim[None, :]
     at = (kv_head * GROUP + head)[:, None] * HEAD_DIM + dim[None, :]
     if ROTATE:
-        low = dim % (HEAD_DIM // 2)
+        half: tl.constexpr = HEAD_DIM // 2
+        is_low = dim < half
+        other = tl.where(is_low, dim + half, dim - half)
         cos_sin_E = cos_sin_SE + row * HEAD_DIM
-        other = (dim + HEAD_DIM // 2) % HEAD_DIM
-        cos_sin = tl.load(cos_sin_E + dim, mask=is_dim, other=0.0, cache_modifier=".cg")
-        sin_cos = tl.load(cos_sin_E + other, mask=is_dim, other=0.0, cache_modifier=".cg")
-        sin_cos = tl.where(dim < HEAD_DIM // 2, -sin_cos, sin_cos)
-        cell_new = tl.load(cells_S + row, cache_modifier=".cg")
-    if AHEAD > 0:
-        # Earlier steps wrote them.
-        first = tile_first * TILE
-        end = tl.minimum(first + AHEAD * TILE, tl.minimum(tile_end * TILE, kv_len - 1))
-        _fetch_ahead(
-            k_cache_NPKE, v_cache_NPKE, table_row, first, end, kv_head,
-            BLOCK_TOKENS, KV_HEADS, HEAD_DIM, DIM, AHEAD * TILE, LINE,
-        )  # fmt: skip
-    if PDL and EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-
-    if ROTATE:
+        cos = tl.load(cos_sin_E + dim % half, mask=is_dim, other=0.0)
+        sin = tl.load(cos_sin_E + half + dim % half, mask=is_dim, other=0.0)
+        sin = tl.where(is_low, -sin, sin)
         # Programs that will not write have these loads, too: they are in nobody's way.
         new_mask = is_dim[None, :]
         qkv_C = q_SHE + row * q_stride
         k_at = (KV_HEADS * GROUP + kv_head + tl.zeros([1], tl.int32))[:, None] * HEAD_DIM
-        k_low, k_high = _load_pairs(qkv_C, k_at, low, new_mask, HEAD_DIM)
+        k_own, k_other = _load_pairs(qkv_C, k_at, dim, other, new_mask)
         v_at = k_at + KV_HEADS * HEAD_DIM + dim[None, :]
         v_new = tl.load(qkv_C + v_at, mask=new_mask, other=0.0)
         q_at = (kv_head * GROUP + head)[:, None] * HEAD_DIM
-        q_low, q_high = _load_pairs(qkv_C, q_at, low, head_mask, HEAD_DIM)
+        q_own, q_other = _load_pairs(qkv_C, q_at, dim, other, head_mask)
         if tile_end == tl.cdiv(kv_len, TILE):
             k_new = _rotated(
-                k_low, k_high, k_weight_E, eps, cos_sin, sin_cos, low, is_dim, HEAD_DIM, NORM
+                k_own, k_other, k_weight_E, eps, cos, sin, dim, other, is_dim, HEAD_DIM, NORM
             )
+            cell_new = tl.load(cells_S + row)
             number_new = (cell_new * KV_HEADS + kv_head) * HEAD_DIM + dim[None, :]
             # Programs of a group with more heads than a tile write the same.
             tl.store(
@@ -651,7 +565,7 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
             # It is read below, by other threads.
             tl.debug_barrier()
         q = _rotated(
-            q_low, q_high, q_weight_E, eps, cos_sin, sin_cos, low, is_dim, HEAD_DIM, NORM
+            q_own, q_other, q_weight_E, eps, cos, sin, dim, other, is_dim, HEAD_DIM, NORM
         ).to(q_SHE.dtype.element_ty)
     else:
         q = tl.load(q_SHE + row * q_stride + at, mask=head_mask, other=0.0)

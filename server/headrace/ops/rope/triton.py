@@ -43,7 +43,8 @@ def load_rotated(x, at, inside, cos_sin_E, weight_E, eps, i, DIM: tl.constexpr, 
         low = low * scale * low_weight.to(tl.float32)[None, :]
         high = high * scale * high_weight.to(tl.float32)[None, :]
     cos, sin = cos[None, :], sin[None, :]
-    return low * cos - high * sin, high * cos + low * sin
+    # Fused as decode attention fuses them, whose queries and keys have these bits.
+    return tl.fma(low, cos, high * -sin), tl.fma(high, cos, low * sin)
 
 
 # A slice of what a step uploads may begin anywhere: its alignment must not make a new kernel.
