@@ -303,7 +303,9 @@ class Fused:
             )  # fmt: skip
             outputs.append(o_SHE)
         assert torch.equal(self.qkv_SC, before), "the projection must be left alone"
-        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+        # Rows of padding share a cell, here with different tokens: which one they see is chance.
+        rows = len(self.case.shape.row_len_S)
+        torch.testing.assert_close(outputs[0][:rows], outputs[1][:rows], rtol=0, atol=0)
         q_SHE = triton_rope_and_kv_write(gpu_here())(
             before, self.cos_sin_SE, theirs[0], theirs[1], self.cells_S, self.layout, self.norm
         )
