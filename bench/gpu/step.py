@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from headrace.device import open_device
-from headrace.executor import Engine, Executor, Preparation
+from headrace.engine import Engine, Preparation
+from headrace.executor import Executor
 from headrace.telemetry import NoTracer
 from headrace.testing.engine import load as load_engine
 from headrace.wire import Binding, Plan, RowFlag, Sampling, decode_result, encode_plan

@@ -33,7 +33,7 @@ from headrace.sampler import Outputs
 from headrace.slots import SlotRows
 
 if TYPE_CHECKING:
-    from headrace.executor import Engine
+    from headrace.engine import Engine
 
 # The largest batch that graphs compute.
 ROWS_MAX = 512

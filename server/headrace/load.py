@@ -12,8 +12,8 @@ from headrace import ops
 from headrace.comm import Comm, join_group
 from headrace.config import Serve
 from headrace.device import Device, open_device
+from headrace.engine import Engine, GraphInputs
 from headrace.errors import ConfigError
-from headrace.executor import Engine, GraphInputs
 from headrace.kv import KvLayout
 from headrace.models import Decoder, ModelSpec, begin_loading, load_model, read_spec
 from headrace.ops import sampling

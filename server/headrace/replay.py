@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from headrace.config import Serve
+from headrace.engine import Engine, Preparation
 from headrace.errors import ConfigError
-from headrace.executor import Engine, Preparation, Runner
 from headrace.load import load_engine
 from headrace.record import PREPARE, RESULT, TO_SHARD, read_records
+from headrace.runner import Runner
 from headrace.wire import Plan, Result, RowFlag, decode, decode_result, messages
 
 # Differences that are told one by one; more are only counted.

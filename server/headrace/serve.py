@@ -20,8 +20,9 @@ from typing import Any
 import grpc
 
 from headrace.config import Serve
+from headrace.engine import Engine, Preparation
 from headrace.errors import HeadraceError
-from headrace.executor import Engine, Executor, Preparation
+from headrace.executor import Executor
 from headrace.kv import KvLayout
 from headrace.load import load_engine
 from headrace.startup import Phases

@@ -10,7 +10,7 @@ import numpy as np
 from headrace.wire import Binding, Plan, RowFlag, Sampling
 
 if TYPE_CHECKING:
-    from headrace.executor import Preparation
+    from headrace.engine import Preparation
 
 # One row of each path through the sampler.
 VARIANTS = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headrace.comm import Comm, SingleComm
 from headrace.device.cpu import CpuDevice
-from headrace.executor import Engine, Preparation
+from headrace.engine import Engine, Preparation
 from headrace.layers.step import StepContext
 from headrace.ops import sampling
 from headrace.ops.paged_attention import StepShape

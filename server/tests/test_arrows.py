@@ -33,7 +33,17 @@ FREE = {"testing"}
 KNOWN_BY: dict[str, set[str]] = {
     "testing": set(),
     "serve": {"__main__"},
-    "wire": {"serve", "executor", "batch", "warm", "slots", "sampler", "replay", "telemetry"},
+    "wire": {
+        "serve",
+        "executor",
+        "runner",
+        "batch",
+        "warm",
+        "slots",
+        "sampler",
+        "replay",
+        "telemetry",
+    },
     "hub": {"__main__"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))

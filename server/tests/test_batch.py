@@ -10,7 +10,7 @@ from planner import Planner, Sequence
 
 from headrace.batch import Step
 from headrace.errors import PlanError
-from headrace.executor import Runner
+from headrace.runner import Runner
 from headrace.wire import Binding, Plan, RowFlag, Sampling, decode, encode_plan
 
 NO_INTS = np.zeros(0, np.int32)

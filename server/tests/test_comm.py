@@ -11,7 +11,7 @@ from torch import multiprocessing
 from headrace.comm import SingleComm, join_group
 from headrace.device.cpu import CpuDevice
 from headrace.errors import GroupError
-from headrace.executor import Runner
+from headrace.runner import Runner
 from headrace.wire import Result, Sampling
 
 

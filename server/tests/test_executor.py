@@ -14,8 +14,10 @@ from test_batch import bind, first_plan, i32, plan
 from headrace.batch import Step
 from headrace.device.base import Download
 from headrace.device.cpu import CpuDevice
+from headrace.engine import Engine, Preparation
 from headrace.errors import PlanError
-from headrace.executor import INBOX_MAX, POLL_S, Engine, Executor, Preparation, Runner
+from headrace.executor import INBOX_MAX, POLL_S, Executor
+from headrace.runner import Runner
 from headrace.telemetry import NoTracer, TraceContext
 from headrace.warm import CROWD, warm_plans
 from headrace.wire import (

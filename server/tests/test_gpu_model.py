@@ -15,8 +15,10 @@ from test_smollm2 import PROMPTS as TEXTS
 from test_smollm2 import cached
 
 from headrace.device import open_device
-from headrace.executor import Preparation, Runner, prepare_engine
+from headrace.engine import Preparation
 from headrace.models import ARCHITECTURES
+from headrace.prepare import prepare_engine
+from headrace.runner import Runner
 from headrace.testing import engine
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result

@@ -13,8 +13,8 @@ from test_invariance import make_runner
 
 from headrace.batch import GraphSizes
 from headrace.comm import SingleComm
-from headrace.executor import Runner
 from headrace.graphs import ROWS_MAX, buckets, token_buckets
+from headrace.runner import Runner
 from headrace.testing.recording import RecordedAttention, RecordingDevice
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result, Sampling

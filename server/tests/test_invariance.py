@@ -17,10 +17,11 @@ from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.comm import Comm, SingleComm
 from headrace.device import Device
 from headrace.device.cpu import CpuDevice
-from headrace.executor import Preparation, Runner
+from headrace.engine import Preparation
 from headrace.load import engine_of
 from headrace.models import ARCHITECTURES, Decoder
 from headrace.ops import OpTable
+from headrace.runner import Runner
 from headrace.testing.threads import group
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result, Sampling

@@ -14,9 +14,10 @@ from test_config import example, shard
 from torch import multiprocessing
 
 from headrace.config import Serve
+from headrace.engine import Engine, Preparation
 from headrace.errors import ConfigError
-from headrace.executor import Engine, Preparation, Runner
 from headrace.load import describe, load_engine
+from headrace.runner import Runner
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result, Sampling
 

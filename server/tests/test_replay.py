@@ -10,9 +10,9 @@ from fake_model import FakeModel, fake_engine, preparation
 from planner import Planner, Sequence
 
 from headrace.errors import ConfigError
-from headrace.executor import Runner
 from headrace.record import PREPARE, RESULT, TO_SHARD, read_records
 from headrace.replay import replay
+from headrace.runner import Runner
 from headrace.wire import Plan, Result, Sampling, decode, encode_plan, encode_result, messages
 
 BLOCKS = 64

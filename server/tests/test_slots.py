@@ -5,8 +5,8 @@ import torch
 from fake_model import VOCAB, fake_engine, logits_after, preparation
 from planner import Planner, Sequence
 
-from headrace.executor import Runner
 from headrace.ops.sampling import IN_PROMPT, Feature
+from headrace.runner import Runner
 from headrace.slots import features_of
 from headrace.wire import Sampling
 

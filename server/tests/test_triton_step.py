@@ -17,7 +17,6 @@ from test_invariance import make_runner
 from headrace.batch import GraphSizes
 from headrace.comm import SingleComm
 from headrace.device.cpu import CpuDevice
-from headrace.executor import Runner
 from headrace.graphs import buckets
 from headrace.models import Decoder, load_model, read_spec
 from headrace.ops import OpTable, select
@@ -29,6 +28,7 @@ from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.rope.triton import triton_rope_and_kv_write
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import INTERPRETED
+from headrace.runner import Runner
 from headrace.testing.recording import RecordingDevice
 from headrace.testing.tiny import Tiny
 from headrace.wire import Sampling

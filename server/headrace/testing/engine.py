@@ -8,10 +8,12 @@ import torch
 
 from headrace.comm import Comm, SingleComm
 from headrace.device import Device
-from headrace.executor import Engine, Preparation, Runner, graph_sizes
+from headrace.engine import Engine, Preparation
 from headrace.load import engine_of
 from headrace.models import load_model, read_spec
 from headrace.ops import select
+from headrace.prepare import graph_sizes
+from headrace.runner import Runner
 
 
 def load(

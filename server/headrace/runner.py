@@ -1,0 +1,140 @@
+"""Plans executed one after another, by whoever owns the device."""
+
+from __future__ import annotations
+
+import time
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.batch import NO_GRAPHS, Batcher, GraphSizes, Step
+from headrace.engine import Engine, Preparation, kv_layout
+from headrace.errors import PlanError
+from headrace.graphs import DecodeGraphs, PieceGraphs
+from headrace.kv import KvPool
+from headrace.sampler import Drawn, Outputs, Sampler
+from headrace.slots import SlotRows
+from headrace.wire import Plan, Result
+
+
+class Runner:
+    """Executes plans, one after another. Not a thread: its caller owns the device."""
+
+    def __init__(
+        self, engine: Engine, wanted: Preparation, blocks: int, sizes: GraphSizes = NO_GRAPHS
+    ) -> None:
+        """Makes slots and a zeroed pool of `blocks` blocks.
+
+        Args:
+            sizes: what `capture` records graphs for.
+        """
+        self._engine = engine
+        self._next_step = wanted.first_step
+        width = -(-engine.context_tokens_max // wanted.block_tokens)
+        self.slots = SlotRows(
+            engine.device,
+            slots=wanted.slots_max,
+            state_slots=wanted.state_slots_max,
+            table_width=width,
+            blocks=blocks,
+            vocab_size=engine.vocab_size,
+        )
+        self.pool = KvPool(kv_layout(engine, wanted), blocks, engine.device.torch_device)
+        self._batcher = Batcher(
+            engine.device,
+            self.slots,
+            self.pool,
+            engine.attention,
+            step_tokens_max=wanted.step_tokens_max,
+            step_rows_max=wanted.step_rows_max,
+            vocab_size=engine.vocab_size,
+            sizes=sizes,
+        )
+        inbox = self._batcher.staging.inbox()
+        self._graphs = self._pieces = None
+        if sizes.rows:
+            self._graphs = DecodeGraphs(engine, self.slots, self.pool, inbox, sizes.rows)
+        if sizes.tokens:
+            self._pieces = PieceGraphs(engine, self.pool, inbox, sizes.tokens)
+        self._sampler = Sampler(engine.device, self.slots, engine.sampling, engine.comm)
+
+    def capture(self) -> None:
+        """Records the graphs; before the first step."""
+        if self._graphs is not None:
+            self._graphs.capture()
+        if self._pieces is not None:
+            self._pieces.capture()
+
+    def stage(self, plan: Plan) -> Step:
+        """Applies a plan to the slots and copies what it needs to the device."""
+        if plan.step != self._next_step:
+            raise PlanError(f"step {plan.step} came where step {self._next_step} was due")
+        self._next_step += 1
+        return self._batcher.build(plan)
+
+    def forward(self, step: Step) -> Tensor:
+        """The first launch: computes the wanted logits."""
+        if step.inputs is None:
+            assert self._graphs is not None, "a step was staged for a graph that does not exist"
+            return self._graphs.forward(step)
+        if step.padded and self._pieces is not None:
+            return self._pieces.forward(step)
+        tokens_T = step.inputs.tokens_T
+        if not tokens_T.numel():  # A plan may do no more than release and bind.
+            return tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
+        return self._engine.model(tokens_T, step.inputs.context)
+
+    def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
+        """The second launch."""
+        graphs = self._graphs if step.bucket else None
+        if graphs is not None and not self._features(step):
+            return graphs.greedy(step)
+        return self._sampler.launch(step, logits_LV)
+
+    def _features(self, step: Step) -> bool:
+        """Whether some row takes more than its best token."""
+        return bool(self.slots.features(step.slot_R, step.position_R).any())
+
+    def result(self, step: Step, outputs: Outputs, device_time_us: int) -> Result:
+        """Waits for a step's end."""
+        drawn = outputs.wait()
+        digest = _digest(step, drawn)
+        if self._engine.comm.rank != 0:
+            return _empty_result(step.plan.step, device_time_us, digest)
+        return Result(
+            step=step.plan.step,
+            row_index=drawn.row_R,
+            token_id=drawn.token_R,
+            row_flags=drawn.flags_R,
+            logprob=drawn.logprob_R,
+            top_count=drawn.top_count_R,
+            top_token_id=drawn.top_token,
+            top_logprob=drawn.top_logprob,
+            prompt_logprob=drawn.prompt_logprob,
+            device_time_us=device_time_us,
+            digest=digest,
+        )
+
+    def execute(self, plan: Plan) -> Result:
+        """All of a step at once, for warming, replay and tests."""
+        begin_ns = time.perf_counter_ns()
+        step = self.stage(plan)
+        outputs = self.sample(step, self.forward(step))
+        outputs.download.wait()
+        return self.result(step, outputs, (time.perf_counter_ns() - begin_ns) // 1000)
+
+
+def _digest(step: Step, drawn: Drawn) -> int:
+    """Of the plan's bytes, the slots' lengths and the NaN flags: equal on every rank."""
+    own = zlib.crc32(drawn.flags_R.tobytes(), zlib.crc32(step.length_S.tobytes()))
+    return zlib.crc32(step.plan.data) | own << 32
+
+
+def _empty_result(step: int, device_time_us: int, digest: int) -> Result:
+    no_ints, no_floats = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Result(
+        step, no_ints, no_ints, no_ints, no_floats, no_ints, no_ints, no_floats, no_floats,
+        device_time_us, digest,
+    )  # fmt: skip
