@@ -14,10 +14,11 @@ from test_invariance import PROMPTS, SAMPLINGS
 from test_smollm2 import PROMPTS as TEXTS
 from test_smollm2 import cached
 
+from headrace.batch import NO_GRAPHS
 from headrace.device import open_device
 from headrace.engine import Preparation
 from headrace.models import ARCHITECTURES
-from headrace.prepare import prepare_engine
+from headrace.prepare import graph_sizes, prepare_engine
 from headrace.runner import Runner
 from headrace.testing import engine
 from headrace.testing.tiny import Tiny
@@ -41,6 +42,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "no pipeline": {"depth": 1, "from_slot": False},
     "another order": {"reverse": True},
 }
+# Rows and their prompts' lengths, together fewer tokens than the largest step in pieces.
+LENGTHS = list(enumerate((1, 17, 64, 130, 200)))
 # How much farther from float32's logits than transformers' bfloat16 ours may be.
 FARTHER = 1.5
 
@@ -140,6 +143,31 @@ def logprobs(model: Any, known: list[int]) -> np.ndarray:
     ids = torch.tensor(known, device="cuda")
     logits_TV = model(ids[None]).logits[0].float().log_softmax(-1)
     return logits_TV[:-1].gather(1, ids[1:, None])[:, 0].cpu().numpy()
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 37], ids=["whole prompts", "chunks"])
+def test_bfloat16_steps_in_pieces_are_the_operations(tmp_path: Path, chunk: int) -> None:
+    folder = Tiny(width=256, heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16).write(tmp_path)
+    prompts = [[(7 * i + 3 * row) % 500 for i in range(length)] for row, length in LENGTHS]
+
+    @torch.inference_mode()
+    def told(graphs: bool) -> np.ndarray:
+        loaded = engine.load(folder, open_device("cuda"))
+        sizes = graph_sizes(loaded, WANTED) if graphs else NO_GRAPHS
+        runner = Runner(loaded, WANTED, BLOCKS, sizes)
+        runner.capture()
+        asked = [Sequence(prompt, 1, prompt_logprobs=True) for prompt in prompts]
+        found: list[np.ndarray] = []
+
+        def execute(plan: Plan) -> Result:
+            result = runner.execute(plan)
+            found.append(np.nan_to_num(result.prompt_logprob))
+            return result
+
+        Planner(blocks=BLOCKS, block_tokens=16, running_max=32, chunk=chunk).run(execute, asked)
+        return np.concatenate(found)
+
+    np.testing.assert_allclose(told(graphs=True), told(graphs=False), atol=0.15)
 
 
 @torch.inference_mode()
