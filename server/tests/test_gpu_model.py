@@ -63,6 +63,12 @@ def drawn(runner: Runner, requests: list[Sequence], **knobs: Any) -> list[list[i
     return [request.tokens for request in requests]
 
 
+def start_again(runner: Runner) -> None:
+    """For a planner that counts from 0 and finds every slot free."""
+    runner._next_step = 0
+    runner.slots.bound_Z[:] = False
+
+
 def requests() -> list[Sequence]:
     cases = [(prompt, kind) for prompt in PROMPTS for kind in SAMPLINGS]
     return [Sequence(prompt, 6 + i % 9, kind) for i, (prompt, kind) in enumerate(cases)]
@@ -128,6 +134,7 @@ def test_bfloat16_logprobs_are_as_near_to_float32_as_those_of_transformers(smoll
     errors: list[list[np.ndarray]] = [[], []]
     for one, known in zip(ours, whole, strict=True):
         told.clear()
+        start_again(runner)
         Planner(blocks=BLOCKS, block_tokens=16).run(execute, [one])
         (mine,) = (np.array(values[1 : len(known)]) for values in told.values())
         reference = logprobs(exact, known)
@@ -179,8 +186,7 @@ def test_nothing_is_allocated_after_ready(tmp_path: Path) -> None:
     free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
     for knobs in WAYS.values():
         drawn(ready, requests(), **knobs)
-        ready._next_step = 0  # The next planner counts from 0 again, and finds every slot free.
-        ready.slots.bound_Z[:] = False
+        start_again(ready)
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == reserved
     assert torch.cuda.mem_get_info()[0] >= free
