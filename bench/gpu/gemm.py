@@ -59,15 +59,6 @@ VECTORS = [
     *((2, 4096, 1, 4), (4, 4096, 1, 8)),
 ]
 GATED_VECTORS = [(8, 512, 3, 4), (4, 512, 4, 4), (4, 1024, 3, 4), (2, 2048, 3, 4), (8, 1024, 2, 8)]
-# Programs that share the outputs: (block_n, stages, warps, programs a multiprocessor).
-ROWS = {
-    4096: [
-        *((1, 4, 4, 6), (2, 4, 4, 4), (2, 4, 8, 3), (2, 4, 8, 4), (4, 3, 8, 2), (4, 3, 8, 3)),
-        *((4, 4, 8, 2), (8, 3, 8, 1)),
-    ],
-    14336: [(1, 3, 8, 2), (1, 4, 8, 2), (1, 3, 16, 1), (1, 5, 16, 1)],
-}
-GATED_ROWS = [(1, 4, 4, 4), (1, 4, 8, 4), (2, 3, 8, 2), (2, 3, 8, 3)]
 # Of a bucket: those with the outputs as the tensor cores' rows, and those with the input's.
 SWAPPED = {
     16: [
@@ -82,21 +73,11 @@ STRAIGHT = {
     32: [(16, 256, 4, 4), (32, 128, 4, 4), (32, 256, 3, 8)],
     64: [(32, 128, 4, 4)],
 }
-# Programs that share the steps: as the swapped ones, and programs a multiprocessor.
-STREAMS = {
-    16: [
-        *((64, 128, 4, 4, 2), (64, 128, 3, 4, 3), (64, 64, 4, 4, 4), (64, 256, 2, 4, 2)),
-        *((128, 64, 4, 4, 2), (128, 128, 3, 8, 1), (128, 128, 2, 8, 2)),
-    ],
-    32: [(64, 128, 4, 4, 2), (64, 128, 3, 4, 2), (64, 64, 4, 4, 3), (128, 128, 3, 8, 1)],
-    64: [(64, 128, 3, 4, 2), (64, 64, 4, 4, 2), (128, 128, 3, 8, 1)],
-}
 GATED_SWAPPED = {
     16: [(64, 64, 4, 4), (64, 128, 2, 4)],
     32: [(64, 64, 4, 4)],
     64: [(64, 64, 4, 4)],
 }
-SHARING_MAX = 5  # programs that share a tile
 PROGRAMS = (190, 600)  # where a sum is split: so many programs at least, at most
 
 
@@ -145,9 +126,6 @@ class Bench:
             tiles = outputs // block_n
             splits = [s for s in (1, 2, 4, 8) if PROGRAMS[0] <= tiles * s <= PROGRAMS[1]] or [1]
             made += [Setting(bucket, block_n, block_k, stages, s, warps, swap) for s in splits]
-        for *kind, warps, programs in STREAMS.get(bucket, []):
-            if programs * self.gpu.multiprocessors <= SHARING_MAX * (outputs // kind[0]):
-                made.append(Setting(bucket, *kind, warps=warps, swap=True, programs=programs))
         if name == "gate_up" and bucket > 1:
             for *kind, warps in GATED_SWAPPED[bucket]:
                 made.append(Setting(bucket, *kind, warps=warps, swap=True, gated=True))
@@ -155,13 +133,6 @@ class Bench:
 
     def _vectors(self, name: str) -> list[Setting]:
         inputs = SHAPES[name][1]
-
-        def shared(kinds: list[tuple[int, int, int, int]], gated: bool) -> list[Setting]:
-            whole = triton.next_power_of_2(inputs)
-            return [
-                Setting(1, n, whole, st, warps=w, gated=gated, ahead=True, programs=programs)
-                for n, st, w, programs in kinds
-            ]
 
         def plain(kinds: list[tuple[int, int, int, int]], gated: bool) -> list[Setting]:
             return [
@@ -171,9 +142,9 @@ class Bench:
                 if inputs % kind[1] == 0
             ]
 
-        made = plain(VECTORS, False) + shared(ROWS[inputs], False)
+        made = plain(VECTORS, False)
         if name == "gate_up":
-            made += plain(GATED_VECTORS, True) + shared(GATED_ROWS, True)
+            made += plain(GATED_VECTORS, True)
         return made
 
     def multiply(self, name: str, i: int, x: Tensor, setting: Setting | None, gpu: Gpu) -> Tensor:
@@ -212,7 +183,7 @@ class Bench:
         """Returns the cases that failed; compiles all, in parallel."""
         cases = sorted(set(cases), key=repr)
         for name, _, setting in cases:
-            self.scratch.reserve(setting, SHAPES[name][0], self.gpu.multiprocessors)
+            self.scratch.reserve(setting, SHAPES[name][0])
         self.compile((name, setting, self.gpu) for name, _, setting in cases)
         inputs: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         for name, rows, _ in cases:
@@ -309,11 +280,9 @@ def random(*shape: int) -> Tensor:
 def short(setting: Setting | None) -> str:
     if setting is None:
         return "cuBLAS"
-    one, of_tiles = ("rows", "vector"), ("stream", "tiles")
-    kind = (one if setting.rows == 1 else of_tiles)[not setting.programs]
+    kind = "vector" if setting.rows == 1 else "tiles"
     text = f"{kind} n{setting.block_n} k{setting.block_k} st{setting.stages} w{setting.warps}"
     text += f" split{setting.split}" if setting.split > 1 else ""
-    text += f" p{setting.programs}" if setting.programs else ""
     text += f" ask{setting.prefetch}" if setting.prefetch else ""
     for name in ("swap", "gated", "ahead", "late"):
         text += f" {name}" if getattr(setting, name) else ""
@@ -344,9 +313,8 @@ def alone(
             figures.append((name, rows, "cuBLAS", cublas))
             if timed:
                 tops = ", ".join(f"{us:.1f} {short(s)}" for us, _, s in timed[:3])
-                for kind in ("programs", "gated"):
-                    some = next(((us, s) for us, _, s in timed if getattr(s, kind)), None)
-                    tops += f"; {kind}: {some[0]:.1f} {short(some[1])}" if some else ""
+                some = next(((us, s) for us, _, s in timed if s.gated), None)
+                tops += f"; gated: {some[0]:.1f} {short(some[1])}" if some else ""
                 us = timed[0][0]
                 print(
                     f"{name:8} {rows:4} {limit:6.1f} {cublas:7.1f} ({limit / cublas:.2f})"
@@ -358,8 +326,6 @@ def alone(
 
 def overlaps(setting: Setting) -> list[Setting]:
     """The setting with each way to overlap with the kernels before and after it."""
-    if setting.programs and setting.rows > 1:
-        return [replace(setting, late=late) for late in (False, True)]
     made = [
         replace(setting, late=late, ahead=ahead, prefetch=0)
         for late in (False, True)
@@ -373,8 +339,7 @@ def overlaps(setting: Setting) -> list[Setting]:
 def finalists(settings: list[Setting]) -> list[Setting | None]:
     """What is tried in the chain, of settings from best to worst alone; None is cuBLAS."""
     tried = settings[:FINALISTS]
-    for kind in ("programs", "gated"):
-        tried += [s for s in settings if getattr(s, kind) and s not in tried][:1]
+    tried += [s for s in settings if s.gated and s not in tried][:1]
     made: list[Setting | None] = [None, *tried]
     for setting in tried[:BASE]:
         made += [s for s in overlaps(setting) if s not in made]

@@ -166,7 +166,7 @@ class DecodeGraphs:
 
     def _greedy(self, rows: int) -> None:
         slot_M, _ = self._columns(rows)
-        token_S, logprob_S, bad_S = (column.of(self._result) for column in _columns(rows))
+        token_S, logprob_S, bad_S = (column.of(self._result) for column in _result_columns(rows))
         self._engine.sampling.greedy_accept(
             self._logits_MV[:rows],
             slot_M,
@@ -302,10 +302,10 @@ class _Packed(Download):
 
     def wait(self) -> list[np.ndarray]:
         (packed,) = self._download.wait()
-        return [column.of_host(packed)[: self._rows] for column in _columns(self._bucket)]
+        return [column.of_host(packed)[: self._rows] for column in _result_columns(self._bucket)]
 
 
-def _columns(rows: int) -> tuple[Column, Column, Column]:
+def _result_columns(rows: int) -> tuple[Column, Column, Column]:
     """Token, log-probability and badness of a result of so many rows."""
     logprob = TOKEN_BYTES * rows
     bad = logprob + LOGPROB_BYTES * rows

@@ -29,8 +29,6 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
 VECTOR = Setting(rows=1, block_n=4, block_k=32, stages=2)
 TILE = Setting(rows=16, block_n=16, block_k=32, stages=2)
-ROWS = Setting(rows=1, block_n=2, block_k=64, stages=2, programs=2)
-STREAM = replace(TILE, programs=2)
 SWAPPED = replace(TILE, block_n=64, swap=True)
 
 
@@ -74,18 +72,8 @@ CASES = [
         ("swapped-split", replace(SWAPPED, rows=64, split=3), 64, 65, 203),
         ("vector-ahead", replace(VECTOR, ahead=True), 1, 7, 50),
         ("vector-ahead-of-all", replace(VECTOR, ahead=True), 1, 8, 32),
-        ("rows", ROWS, 1, 24, 64),
-        ("rows", ROWS, 1, 29, 50),
-        ("rows-ahead", replace(ROWS, ahead=True), 1, 31, 64),
-        ("rows-ahead", replace(ROWS, ahead=True, programs=1), 1, 3, 50),
         ("tile-ahead", replace(TILE, ahead=True), 5, 19, 41),
         ("split-ahead", replace(TILE, split=4, ahead=True), 5, 37, 331),
-        ("stream", STREAM, 16, 48, 96),
-        ("stream", STREAM, 3, 37, 331),
-        ("stream-one-tile", STREAM, 3, 16, 331),
-        ("stream-few-steps", STREAM, 3, 19, 40),
-        ("stream-many-tiles", replace(STREAM, programs=1), 7, 161, 50),
-        ("stream-swapped", replace(STREAM, rows=32, block_n=64, swap=True), 20, 200, 72),
     )
 ]
 
@@ -113,13 +101,11 @@ def test_a_product_is_that_in_float64(
     [
         (VECTOR, 1),
         (replace(VECTOR, ahead=True), 1),
-        (replace(ROWS, block_k=128), 1),
-        (replace(ROWS, block_k=128, ahead=True), 1),
         (TILE, 5),
         (replace(TILE, ahead=True), 5),
         (replace(SWAPPED, rows=32), 20),
     ],
-    ids=["vector", "vector-ahead", "rows", "rows-ahead", "tile", "tile-ahead", "swapped"],
+    ids=["vector", "vector-ahead", "tile", "tile-ahead", "swapped"],
 )
 def test_a_gated_product_is_the_product_and_the_activation(setting: Setting, rows: int) -> None:
     width, inputs = 71, 88
@@ -136,9 +122,7 @@ def test_a_gated_product_is_the_product_and_the_activation(setting: Setting, row
     assert_near(act_MF, F.silu(gate_MF) * up_MF)
 
 
-@pytest.mark.parametrize(
-    "setting", [TILE, replace(SWAPPED, split=2), STREAM], ids=["tile", "split", "stream"]
-)
+@pytest.mark.parametrize("setting", [TILE, replace(SWAPPED, split=2)], ids=["tile", "split"])
 def test_a_row_does_not_depend_on_its_neighbours_nor_on_their_number(setting: Setting) -> None:
     x_MK = random(11, 160, dtype=torch.float16, seed=1)
     weight_NK = random(70, 160, dtype=torch.float16, seed=2)
@@ -150,9 +134,7 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_their_number(setting: Se
     assert torch.equal(product(x_MK, weight_NK, None, setting)[kept], together[kept])
 
 
-@pytest.mark.parametrize(
-    "setting", [TILE, replace(SWAPPED, split=2), STREAM], ids=["tile", "split", "stream"]
-)
+@pytest.mark.parametrize("setting", [TILE, replace(SWAPPED, split=2)], ids=["tile", "split"])
 def test_rows_may_lie_apart(setting: Setting) -> None:
     wide = random(6, 200, dtype=torch.float16, seed=1)
     weight_NK = random(40, 96, dtype=torch.float16, seed=2)
@@ -182,8 +164,6 @@ def test_every_setting_fits_its_bucket() -> None:
             if setting is not None:
                 assert setting.rows == bucket
                 assert not (setting.gated and setting.split > 1)
-                assert not (setting.programs and setting.split > 1)
-                assert not (setting.programs and setting.gated and setting.rows > 1)
                 # A thread asks for a row.
                 assert setting.block_n <= 32 * setting.warps
 
@@ -231,12 +211,10 @@ def write_late(source, x, turns, SIZE: tl.constexpr, PDL: tl.constexpr):
     [
         Setting(1, 16, 512, 4, prefetch=64),
         Setting(1, 4, 2048, 2, ahead=True),
-        Setting(1, 2, 4096, 2, warps=8, ahead=True, programs=2),
         Setting(16, 64, 128, 4, split=4, swap=True, prefetch=64),
         Setting(16, 64, 128, 4, split=4, swap=True, ahead=True),
-        Setting(16, 64, 128, 4, swap=True, programs=2),
     ],
-    ids=["vector", "vector-ahead", "rows-ahead", "split", "split-ahead", "stream"],
+    ids=["vector", "vector-ahead", "split", "split-ahead"],
 )
 def test_the_input_is_waited_for(setting: Setting) -> None:
     """Behind a predecessor that lets its dependents start, sleeps, and only then writes."""

@@ -70,7 +70,7 @@ class CudaMatmul:
                 self._lt = CublasLt(weight_YX.device)
         for setting in settings:
             if setting is not None:
-                self._scratch.reserve(setting, weight_YX.shape[0], self._gpu.multiprocessors)
+                self._scratch.reserve(setting, weight_YX.shape[0])
         return PackedWeight(weight_YX, _by_rows(settings), _by_rows(settings_gated))
 
     def apply(self, x_TX: Tensor, packed: PackedWeight, bias_Y: Tensor | None) -> Tensor:

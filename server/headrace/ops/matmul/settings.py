@@ -29,7 +29,6 @@ class Setting:
     late: bool = False  # whether dependents start when the sums are complete, not at once
     gated: bool = False  # whether the product ends in silu(gate) * up
     ahead: bool = False  # whether a step's weights are loaded before the wait for the input
-    programs: int = 0  # a multiprocessor's, that share the work evenly; 0 for one a tile
 
 
 # A single row: its weights are on their way in registers before it is known.

@@ -5,12 +5,10 @@ for the one before. Weights wait for nobody: under programmatic dependent launch
 started while its predecessors still run, loads the weights it will need first, and only then
 waits for its input. So the memory keeps reading through norms and attention.
 
-For a single row, by multiply-add in registers: `vector`, a program a few outputs, and `rows`,
-where a few programs a multiprocessor share the outputs evenly, so that nothing is launched late.
-For up to `ROWS_MAX` rows, on the tensor cores: `tiles`, a program a tile or a part of its sum over
-K, and `stream`, where a few programs a multiprocessor share all steps of all tiles evenly (as
-stream-K does: Osama et al., 2023). The last of the programs that share a tile to finish adds the
-parts up in a fixed order, so that a result does not depend on who was last.
+For a single row, by multiply-add in registers: `vector`, a program a few outputs. For up to
+`ROWS_MAX` rows, on the tensor cores: `tiles`, a program a tile or a part of its sum over K. The
+last of the programs that share a tile to finish adds the parts up in a fixed order, so that a
+result does not depend on who was last.
 """
 
 # M rows · N outputs · K inputs
@@ -150,68 +148,6 @@ def vector(  # noqa: PLR0912
 
 
 @triton.jit
-def rows(
-    x,
-    w,
-    bias,
-    y,
-    N,
-    K,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    GATED: tl.constexpr,
-    STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    LATE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """As `vector`, for BK >= K: x stays in registers while a program goes through its outputs."""
-    share = tl.program_id(0).to(tl.int64)
-    first = (share * N // tl.num_programs(0)).to(tl.int32)
-    last = ((share + 1) * N // tl.num_programs(0)).to(tl.int32)
-    w_up = w + tl.cast(N, tl.int64) * K
-    if PDL and not LATE:
-        gdc_launch_dependents()
-    i = tl.arange(0, BN)
-    n = i[:, None]
-    k = tl.arange(0, BK)[None, :]
-    ahead_nk = None
-    ahead_up_nk = None
-    if AHEAD:
-        there = first + n < last if EVEN_K else (first + n < last) & (k < K)
-        ahead = (first + n).to(tl.int64) * K + k
-        ahead_nk = tl.load(w + ahead, there, 0.0, eviction_policy="evict_first")
-        if GATED:
-            ahead_up_nk = tl.load(w_up + ahead, there, 0.0, eviction_policy="evict_first")
-    if PDL:
-        gdc_wait()
-    x_k = tl.load(x + k, None if EVEN_K else k < K, None if EVEN_K else 0.0).to(tl.float32)
-    if AHEAD:
-        total = tl.sum(tl.cast(ahead_nk, tl.float32) * x_k, 1)
-        if GATED:
-            up = tl.sum(tl.cast(ahead_up_nk, tl.float32) * x_k, 1)
-            total = _silu_mul(total, up, y.dtype.element_ty)
-        if bias is not None:
-            total += tl.load(bias + first + i, mask=first + i < last, other=0.0).to(tl.float32)
-        tl.store(y + first + i, total.to(y.dtype.element_ty), mask=first + i < last)
-        first += BN
-    for n0 in tl.range(first, last, BN, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        mask = n0 + n < last if EVEN_K else (n0 + n < last) & (k < K)
-        at = (n0 + n).to(tl.int64) * K + k
-        w_nk = tl.load(w + at, mask, 0.0, eviction_policy="evict_first")
-        total = tl.sum(w_nk.to(tl.float32) * x_k, 1)
-        if GATED:
-            w_nk = tl.load(w_up + at, mask, 0.0, eviction_policy="evict_first")
-            total = _silu_mul(total, tl.sum(w_nk.to(tl.float32) * x_k, 1), y.dtype.element_ty)
-        if bias is not None:
-            total += tl.load(bias + n0 + i, mask=n0 + i < last, other=0.0).to(tl.float32)
-        tl.store(y + n0 + i, total.to(y.dtype.element_ty), mask=n0 + i < last)
-    if PDL and LATE:
-        gdc_launch_dependents()
-
-
-@triton.jit
 def _dot(x_mk, w_nk, acc, SWAP: tl.constexpr):
     """acc + the product; [BN, MB] if swapped, [MB, BN] otherwise."""
     return tl.dot(w_nk, tl.trans(x_mk), acc) if SWAP else tl.dot(x_mk, tl.trans(w_nk), acc)
@@ -336,110 +272,6 @@ def tiles(  # noqa: PLR0912, PLR0915
         tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M"])
-def stream(  # noqa: PLR0912, PLR0915
-    x,
-    w,
-    bias,
-    y,
-    parts,
-    arrived,
-    M,
-    N,
-    K,
-    x_stride,
-    MB: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    SHARING: tl.constexpr,
-    SWAP: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    LATE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """As `tiles`, without activation: programs share all steps of all tiles, in order.
-
-    Args:
-        parts: float32 [programs, 2, MB * BN], scratch: of the first tile a program shares with
-            others, and of its last.
-        arrived: int32 [tiles of N], zero before and after.
-        SHARING: so many programs share a tile at most.
-    """
-    if PDL and not LATE:
-        gdc_launch_dependents()
-    if PDL:
-        gdc_wait()
-    steps = tl.cdiv(K, BK)  # of a tile
-    every = tl.cdiv(N, BN) * steps  # of all tiles
-    programs = tl.num_programs(0)
-    me = tl.program_id(0)
-    first = (me.to(tl.int64) * every // programs).to(tl.int32)
-    last = ((me.to(tl.int64) + 1) * every // programs).to(tl.int32)
-    m = tl.arange(0, MB)
-    n = tl.arange(0, BN)
-    k = tl.arange(0, BK)
-    mo = m[None, :] if SWAP else m[:, None]
-    no = n[:, None] if SWAP else n[None, :]
-    size: tl.constexpr = MB * BN
-    place = no * MB + mo if SWAP else mo * BN + no
-    w_other = None if EVEN_N and EVEN_K else 0.0
-    acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
-    for step in tl.range(first, last, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        tile = step // steps
-        k0 = (step - tile * steps) * BK
-        n0 = tile * BN
-        x_mask = (m < M)[:, None]
-        if not EVEN_K:
-            x_mask = x_mask & (k0 + k < K)[None, :]
-        w_mask = None if EVEN_N and EVEN_K else (n0 + n < N)[:, None] & (k0 + k < K)[None, :]
-        x_mk = tl.load(x + m[:, None] * x_stride + (k0 + k)[None, :], x_mask, 0.0)
-        at = (n0 + n).to(tl.int64)[:, None] * K + (k0 + k)[None, :]
-        w_nk = tl.load(w + at, w_mask, w_other, eviction_policy="evict_first")
-        acc = _dot(x_mk, w_nk, acc, SWAP)
-        if (step + 1) % steps == 0 or step + 1 == last:
-            if step + 1 - first >= steps and (step + 1) % steps == 0:
-                if bias is not None:
-                    acc += tl.load(bias + n0 + no, mask=n0 + no < N, other=0.0).to(tl.float32)
-                out = y + n0 + mo * N + no
-                tl.store(out, acc.to(y.dtype.element_ty), mask=(mo < M) & (n0 + no < N))
-            else:
-                slot = 2 * me + tl.where(tile == first // steps, 0, 1)
-                tl.store(parts + slot * size + place, acc)
-            acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
-    if PDL and LATE:
-        gdc_launch_dependents()
-
-    # Outside of the loop, as Triton loads nothing ahead in loops that have barriers.
-    # All threads have stored before one of them says so; the last to arrive sees all parts.
-    tl.debug_barrier()
-    for end in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
-        tile = (last - 1 if end else first) // steps
-        begin = tile * steps
-        whole = (first <= begin) & (last >= begin + steps)
-        done = (tile == first // steps) & (end == 1)
-        if (not whole) & (not done):
-            # The programs whose shares contain the tile's first and last step.
-            one = (((begin + 1).to(tl.int64) * programs - 1) // every).to(tl.int32)
-            other = (((begin + steps).to(tl.int64) * programs - 1) // every).to(tl.int32)
-            if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == other - one:
-                tl.store(arrived + tile, 0)
-                n0 = tile * BN
-                mask = (mo < M) & (n0 + no < N)
-                total = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
-                for i in tl.static_range(SHARING):  # pyright: ignore[reportGeneralTypeIssues]
-                    its = one + i
-                    its_first = (its.to(tl.int64) * every // programs).to(tl.int32) // steps
-                    slot = 2 * its + tl.where(tile == its_first, 0, 1)
-                    there = mask & (its + 0 * mo <= other)  # of the mask's kind
-                    its_part = parts + slot * size + place
-                    total += tl.load(its_part, there, 0.0, cache_modifier=".cg")
-                if bias is not None:
-                    total += tl.load(bias + n0 + no, mask=n0 + no < N, other=0.0).to(tl.float32)
-                tl.store(y + n0 + mo * N + no, total.to(y.dtype.element_ty), mask=mask)
-
-
 class Scratch:
     """What programs that share a sum leave for one another.
 
@@ -450,13 +282,12 @@ class Scratch:
         self.parts = torch.empty(0, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(0, dtype=torch.int32, device=device)
 
-    def reserve(self, setting: Setting, outputs: int, multiprocessors: int) -> None:
+    def reserve(self, setting: Setting, outputs: int) -> None:
         """Makes room for a product; never while a graph exists that has been recorded with it."""
-        if setting.rows == 1 or (setting.split == 1 and not setting.programs):
+        if setting.rows == 1 or setting.split == 1:
             return
         columns = triton.cdiv(outputs, setting.block_n)
-        sharing = 2 * setting.programs * multiprocessors or columns * setting.split
-        size = sharing * setting.rows * setting.block_n
+        size = columns * setting.split * setting.rows * setting.block_n
         if self.parts.numel() < size:
             self.parts = self.parts.new_empty(size)
         if self.arrived.numel() < columns:
@@ -492,29 +323,10 @@ def product(
     constants = {
         "BN": setting.block_n,
         "BK": setting.block_k,
+        "EVEN_N": N % setting.block_n == 0,
         "EVEN_K": K % setting.block_k == 0,
         "STAGES": setting.stages,
         "LATE": setting.late,
-    }
-    if setting.rows == 1 and setting.programs:
-        assert setting.block_k >= K, "the whole input is kept in registers"
-        grid = (min(columns, setting.programs * gpu.multiprocessors),)
-        constants |= {"GATED": setting.gated, "AHEAD": setting.ahead}
-        gpu.run(rows, grid, x_MK, weight_NK, bias_N, y_MN, N, K, warps=setting.warps, **constants)
-        return y_MN
-    constants["EVEN_N"] = N % setting.block_n == 0
-    sums = (scratch.parts, scratch.arrived)
-    if setting.programs:
-        constants |= {"MB": setting.rows, "SWAP": setting.swap}
-        steps = columns * triton.cdiv(K, setting.block_k)
-        programs = min(steps, setting.programs * gpu.multiprocessors)
-        # A tile's steps over those of the smallest share, and one more where shares straddle it.
-        of_tile, of_share = steps // columns, steps // programs
-        constants["SHARING"] = min(of_tile, (of_tile - 1) // of_share + 2)
-        args = (x_MK, weight_NK, bias_N, y_MN, *sums, M, N, K, x_MK.stride(0))
-        gpu.run(stream, (programs,), *args, warps=setting.warps, **constants)
-        return y_MN
-    constants |= {
         "GATED": setting.gated,
         "AHEAD": setting.ahead,
         "PREFETCH": setting.prefetch > 0 and gpu.pdl and K % 8 == 0,
@@ -527,6 +339,7 @@ def product(
         gpu.run(vector, grid, *args, warps=setting.warps, **constants)
         return y_MN
     constants |= {"MB": setting.rows, "SPLIT": setting.split, "SWAP": setting.swap}
+    sums = (scratch.parts, scratch.arrived)
     args = (x_MK, weight_NK, bias_N, y_MN, *sums, M, N, K, x_MK.stride(0), asked_bytes)
     gpu.run(tiles, grid, *args, warps=setting.warps, **constants)
     return y_MN

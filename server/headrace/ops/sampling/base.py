@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol
@@ -128,13 +129,13 @@ class SamplingBackend(Protocol):
         ...
 
 
-class Plain:
+class Plain(ABC):
     """What backends made of PyTorch's operations share."""
 
     takes_half = False
 
-    def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
-        raise NotImplementedError
+    @abstractmethod
+    def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples: ...
 
     def greedy_accept(
         self, logits_SV: Tensor, slot_S: Tensor, last_token_Z: Tensor, out: Samples
