@@ -149,6 +149,7 @@ class Plain(ABC):
 
     def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
         """Nothing: torch is loaded."""
+        del vocab, dtype, where
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
