@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What the kernels' tiles are made for.
 HEAD_DIM_MAX = 256
 # Whether a captured step rotates and attends in one launch. Not until a GPU has proved the kernel.
-ROTATES = False
+ROTATES = True
 # Beyond so many rows two launches are as fast: the rotation is no longer what others wait for.
 ROTATED_ROWS_MAX = 64
 
