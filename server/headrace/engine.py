@@ -15,7 +15,7 @@ from headrace.kv import KvLayout
 from headrace.layers.step import StepContext
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.paged_attention import AttentionBackend
-from headrace.ops.sampling import SamplingBackend
+from headrace.ops.sampling import SamplingBackend, SharedGreedy
 from headrace.startup import Phases
 
 
@@ -23,7 +23,7 @@ class Model(Protocol):
     """The model, as the executor sees it."""
 
     def __call__(self, tokens_T: Tensor, step: StepContext) -> Tensor:
-        """Returns logits_LV of the tokens that `step.sampled_S` names."""
+        """Returns logits_LC of the tokens `step.sampled_S`, C being this rank's columns."""
         ...
 
 
@@ -39,7 +39,7 @@ class PartedModel(Protocol):
         x_TD: Tensor,
         residual_TD: Tensor,
         sampled_S: Tensor | None,
-        out_SV: Tensor | None = None,
+        out_SC: Tensor | None = None,
     ) -> Tensor:
         """Returns the logits of the tokens `sampled_S`, given what `hidden` returned."""
         ...
@@ -79,6 +79,11 @@ class Engine:
     kv_bytes_max: int  # 0: the device's default
     logits_dtype: torch.dtype = torch.float32  # what the model returns
     graph_inputs: GraphInputs | None = None  # what the device's graphs need, where it has any
+    width: int = 0  # of the residual stream, which ranks sum
+    vocab_columns: int = 0  # what this rank has of the vocabulary, padding included; 0: all
+    shared_greedy: SharedGreedy | None = (
+        None  # None: logits are gathered before they are drawn from
+    )
     phases: Phases = field(default_factory=Phases)  # where the seconds of the start go
 
 

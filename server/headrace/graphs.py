@@ -11,7 +11,8 @@ the device; everything else about a step is computed from them by the graph itse
 The composed model, called with the same inputs, is the slow twin.
 """
 
-# T tokens, padded · D width · M rows of a graph · V vocabulary · P positions · E head dim
+# T tokens, padded · D width · M rows of a graph · C this rank's columns of the vocabulary
+# P positions · E head dim
 
 from __future__ import annotations
 
@@ -106,9 +107,8 @@ class DecodeGraphs:
         self._graphs: dict[int, _Bucket] = {}
         where = engine.device.torch_device
         largest = sizes[-1]
-        self._logits_MV = torch.zeros(
-            (largest, engine.vocab_size), dtype=engine.logits_dtype, device=where
-        )
+        columns = engine.vocab_columns or engine.vocab_size
+        self._logits_MC = torch.zeros((largest, columns), dtype=engine.logits_dtype, device=where)
         size = (TOKEN_BYTES + LOGPROB_BYTES + BAD_BYTES) * largest
         self._result = torch.zeros(size, dtype=torch.uint8, device=where)
 
@@ -125,10 +125,10 @@ class DecodeGraphs:
     def forward(self, step: Step) -> Tensor:
         """Launches the forward of a step that has a bucket.
 
-        Returns: logits_RV of the step's rows; the next forward overwrites them.
+        Returns: logits_RC of the step's rows; the next forward overwrites them.
         """
         self._graphs[step.bucket].forward.replay()
-        return self._logits_MV[: step.row_R.size]
+        return self._logits_MC[: step.row_R.size]
 
     def greedy(self, step: Step) -> Outputs:
         """Launches the sampler of a step whose rows all take their best token."""
@@ -162,13 +162,15 @@ class DecodeGraphs:
             cos_sin_TE=made.cos_sin_SE,
         )
         x_MD, residual_MD = inputs.model.hidden(made.tokens_S, context)
-        inputs.model.logits(x_MD, residual_MD, None, self._logits_MV[:rows])
+        inputs.model.logits(x_MD, residual_MD, None, self._logits_MC[:rows])
 
     def _greedy(self, rows: int) -> None:
         slot_M, _ = self._columns(rows)
         token_S, logprob_S, bad_S = (column.of(self._result) for column in _result_columns(rows))
-        self._engine.sampling.greedy_accept(
-            self._logits_MV[:rows],
+        shared = self._engine.shared_greedy
+        accept = self._engine.sampling.greedy_accept if shared is None else shared.accept
+        accept(
+            self._logits_MC[:rows],
             slot_M,
             self._slots.last_token_Z,
             Samples(token_S, logprob_S, bad_S),
@@ -229,7 +231,7 @@ class PieceGraphs:
     def forward(self, step: Step) -> Tensor:
         """Launches the forward of a step that is padded to one of the sizes.
 
-        Returns: logits_LV of the tokens that are wanted.
+        Returns: logits_LC of the tokens that are wanted.
         """
         assert step.inputs is not None and self._o_THE is not None
         context, recorded = step.inputs.context, self._steps[step.padded]

@@ -105,12 +105,19 @@ def engine_of(
     if graphs:
         angles_LE = model.rotary.tabulate(spec.context_tokens_max)
         graph_inputs = GraphInputs(table.decode_inputs, angles_LE, model)
+    backend = sampling.select(device, reference)
+    columns = model.head.columns
+    shared_greedy = None
+    if graphs and comm.size > 1:
+        shared_greedy = sampling.shared_greedy(
+            backend, device, comm.share, comm.size, spec.vocab_size, columns
+        )
     return Engine(
         device=device,
         comm=comm,
         model=model,
         attention=table.paged_attention,
-        sampling=sampling.select(device, reference),
+        sampling=backend,
         architecture=spec.architecture,
         vocab_size=spec.vocab_size,
         context_tokens_max=spec.context_tokens_max,
@@ -122,6 +129,9 @@ def engine_of(
         kv_bytes_max=0,
         logits_dtype=dtype,
         graph_inputs=graph_inputs,
+        width=spec.width,
+        vocab_columns=columns,
+        shared_greedy=shared_greedy,
     )
 
 

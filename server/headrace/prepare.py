@@ -16,13 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def graph_sizes(engine: Engine, wanted: Preparation) -> GraphSizes:
-    """What to record graphs for; nothing where nothing can be recorded.
-
-    Ranks of a group exchange sums by calls that no graph has been recorded with yet.
-    """
+    """What to record graphs for; nothing where nothing can be recorded."""
     if not (engine.device.graphs and engine.attention.graphs and engine.graph_inputs):
         return NO_GRAPHS
-    if engine.comm.size > 1:
+    comm = engine.comm
+    if comm.size > 1 and not (comm.recordable and engine.shared_greedy):
         return NO_GRAPHS
     rows = buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
     return GraphSizes(rows, token_buckets(wanted.step_tokens_max))
@@ -35,6 +33,7 @@ def prepare_engine(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepare
     largest step, whose activations stay with torch's allocator.
     """
     device, phases = engine.device, engine.phases
+    engine.comm.reserve(wanted.step_tokens_max * engine.width, engine.dtype)
     sizes = graph_sizes(engine, wanted)
     with phases("graphs measured"):
         graph_bytes = _measure_graphs(engine, wanted, sizes)
@@ -49,7 +48,7 @@ def prepare_engine(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepare
     state_bytes = 4 * wanted.state_slots_max * engine.vocab_size
     plan = plan_memory(
         Room(after.total, after.free),
-        {"weights": engine.weight_bytes, "activations": own},
+        {"weights": engine.weight_bytes, "activations": own, "group": engine.comm.shared_bytes},
         coming | {"penalty state": state_bytes},
         block_bytes=layout.bytes_per_block(),
         pool_bytes_max=budget,

@@ -58,7 +58,7 @@ class Runner:
             self._graphs = DecodeGraphs(engine, self.slots, self.pool, inbox, sizes.rows)
         if sizes.tokens:
             self._pieces = PieceGraphs(engine, self.pool, inbox, sizes.tokens)
-        self._sampler = Sampler(engine.device, self.slots, engine.sampling, engine.comm)
+        self._sampler = Sampler(engine, self.slots)
 
     def capture(self) -> None:
         """Records the graphs; before the first step."""
@@ -83,15 +83,16 @@ class Runner:
             return self._pieces.forward(step)
         tokens_T = step.inputs.tokens_T
         if not tokens_T.numel():  # A plan may do no more than release and bind.
-            return tokens_T.new_zeros((0, self._engine.vocab_size), dtype=torch.float32)
+            columns = self._engine.vocab_columns or self._engine.vocab_size
+            return tokens_T.new_zeros((0, columns), dtype=torch.float32)
         return self._engine.model(tokens_T, step.inputs.context)
 
-    def sample(self, step: Step, logits_LV: Tensor) -> Outputs:
+    def sample(self, step: Step, logits_LC: Tensor) -> Outputs:
         """The second launch."""
         graphs = self._graphs if step.bucket else None
         if graphs is not None and not self._features(step):
             return graphs.greedy(step)
-        return self._sampler.launch(step, logits_LV)
+        return self._sampler.launch(step, logits_LC)
 
     def _features(self, step: Step) -> bool:
         """Whether some row takes more than its best token."""

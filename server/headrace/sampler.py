@@ -1,19 +1,20 @@
 """From a step's logits to tokens: the second launch of a step (R7)."""
 
-# L wanted logits · R sampled rows · V vocabulary
+# L wanted logits · R sampled rows · V vocabulary · C this rank's columns of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headrace.batch import PromptRow, Step
-from headrace.comm import Comm
-from headrace.device import Device, Download
-from headrace.ops.sampling import Feature, SampleRows, Samples, SamplingBackend, uniform
+from headrace.device import Download
+from headrace.engine import Engine
+from headrace.layers.embedding import whole_vocabulary
+from headrace.ops.sampling import Feature, SampleRows, Samples, uniform
 from headrace.slots import SlotRows
 from headrace.wire import ResultFlag
 
@@ -66,22 +67,28 @@ class Drawn:
 
 
 class Sampler:
-    """Draws on rank 0; the other ranks are told, on the device, before their next step."""
+    """Draws on rank 0; the other ranks are told, on the device, before their next step.
 
-    def __init__(
-        self, device: Device, slots: SlotRows, backend: SamplingBackend, comm: Comm
-    ) -> None:
-        self._device = device
+    Where rows take their best token and ranks can agree on it without gathering logits, they do.
+    """
+
+    def __init__(self, engine: Engine, slots: SlotRows) -> None:
+        self._device = engine.device
         self._slots = slots
-        self._backend = backend
-        self._comm = comm
+        self._backend = engine.sampling
+        self._comm = engine.comm
+        self._vocab_size = engine.vocab_size
+        self._shared = engine.shared_greedy
 
-    def launch(self, step: Step, logits_LV: Tensor) -> Outputs:
+    def launch(self, step: Step, logits_LC: Tensor) -> Outputs:
         """Draws, and makes the tokens their slots' last ones.
 
         Args:
-            logits_LV: in any dtype; may be overwritten.
+            logits_LC: of this rank's share of the vocabulary, in any dtype; may be overwritten.
         """
+        if self._takes_best(step):
+            return self._launch_shared(step, logits_LC)
+        logits_LV = whole_vocabulary(logits_LC, self._comm, self._vocab_size)
         prompt_logprobs = [self._prompt(row, step, logits_LV) for row in step.prompts]
         logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
         if not self._backend.takes_half:
@@ -103,6 +110,22 @@ class Sampler:
             prompt_rows=step.prompts,
         )
 
+    def _takes_best(self, step: Step) -> bool:
+        """Whether all that is asked for is the best token of rows that ranks agree on."""
+        rows = step.row_R.size
+        if self._shared is None or step.prompts or not 0 < rows <= self._shared.rows_max:
+            return False
+        return not self._slots.features(step.slot_R, step.position_R).any()
+
+    def _launch_shared(self, step: Step, logits_LC: Tensor) -> Outputs:
+        logits_RC = logits_LC if step.logits_R is None else logits_LC.index_select(0, step.logits_R)
+        assert self._shared is not None
+        samples = _empty(logits_RC)
+        slots = self._slots
+        self._shared.accept(logits_RC, step.device_slot_R, slots.last_token_Z, samples)
+        tensors = [samples.token_S, samples.logprob_S, samples.bad_S]
+        return Outputs(step.row_R, self._device.download(tensors), [], ())
+
     def _draw(self, step: Step, logits_RV: Tensor, feature_R: np.ndarray) -> Samples:
         if not step.row_R.size or self._comm.rank != 0:
             return self._undrawn(logits_RV)
@@ -110,17 +133,10 @@ class Sampler:
 
     def _undrawn(self, logits_RV: Tensor) -> Samples:
         """What a rank knows before it is told what rank 0 drew."""
-        rows, where = logits_RV.shape[0], logits_RV.device
-        bad_R = (
-            self._backend.bad_rows(logits_RV)
-            if rows
-            else torch.zeros(0, dtype=torch.bool, device=where)
-        )
-        return Samples(
-            torch.zeros(rows, dtype=torch.int64, device=where),
-            torch.zeros(rows, dtype=torch.float32, device=where),
-            bad_R,
-        )
+        samples = _empty(logits_RV)
+        if logits_RV.shape[0]:
+            samples = replace(samples, bad_S=self._backend.bad_rows(logits_RV))
+        return samples
 
     def _rows(self, step: Step, feature_R: np.ndarray) -> SampleRows:
         """Gathers what the rows' features need, and nothing else."""
@@ -164,6 +180,16 @@ class Sampler:
         if before_V is not None and row.start > 0:
             found[:1] = before_V.index_select(0, token_T[:1])
         return found
+
+
+def _empty(logits_R: Tensor) -> Samples:
+    """A result for each row of logits, all zeros."""
+    rows, where = logits_R.shape[0], logits_R.device
+    return Samples(
+        torch.zeros(rows, dtype=torch.int64, device=where),
+        torch.zeros(rows, dtype=torch.float32, device=where),
+        torch.zeros(rows, dtype=torch.bool, device=where),
+    )
 
 
 def _ragged(

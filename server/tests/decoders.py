@@ -48,7 +48,7 @@ def runner(
         model,
         ops,
         dtype=dtype,
-        ranks=1 if comm is None else comm.size,
+        comm=comm,
         block_tokens=block_tokens,
         blocks=64,
         fill=torch.nan,

@@ -1,4 +1,4 @@
-"""How the ranks of a group talk: alone, or through `torch.distributed`."""
+"""How the ranks of a group talk: alone, through `torch.distributed`, or through shared memory."""
 
 from headrace.comm.base import Comm
 from headrace.comm.single import SingleComm
@@ -17,5 +17,7 @@ def join_group(device: Device, rank: int, size: int, rendezvous: str, timeout_s:
     if size == 1:
         return SingleComm()
     from headrace.comm.dist import DistComm
+    from headrace.comm.symmetric import share_memory
 
-    return DistComm(device, rank, size, rendezvous, timeout_s)
+    group = DistComm(device, rank, size, rendezvous, timeout_s)
+    return group if device.kind == "cpu" else share_memory(group, device)

@@ -2,7 +2,10 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from headrace.device import Peers
 
 
 class Comm(Protocol):
@@ -11,13 +14,20 @@ class Comm(Protocol):
     Attributes:
         rank: this process's number in the group.
         size: ranks in the group.
+        recordable: whether graphs can be recorded of `all_reduce` and of what writes shared memory.
+        shared_bytes: of the device, what `share` and `reserve` have taken.
     """
 
     rank: int
     size: int
+    recordable: bool
+    shared_bytes: int
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sums `x` over the ranks, in place; returns it. The bits are equal on every rank."""
+        """Sums `x` over the ranks. The bits are equal on every rank.
+
+        Returns: `x` itself, overwritten, or memory that the next sum overwrites.
+        """
         ...
 
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
@@ -30,6 +40,14 @@ class Comm(Protocol):
 
     def min_int(self, value: int) -> int:
         """The smallest of the ranks' values."""
+        ...
+
+    def share(self, size: int) -> Peers | None:
+        """Makes zeroed memory of `size` bytes on every rank; None where ranks cannot share any."""
+        ...
+
+    def reserve(self, numbers: int, dtype: torch.dtype) -> None:
+        """Makes room for sums of so many numbers: before any is recorded, and again for more."""
         ...
 
     def close(self) -> None:

@@ -6,12 +6,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from headrace.device import Device
+from headrace.device import Device, Peers
 from headrace.errors import GroupError
 
 
 class DistComm:
     """Ranks that meet at an address and then talk through a process group."""
+
+    recordable = False
+    shared_bytes = 0
 
     def __init__(
         self, device: Device, rank: int, size: int, rendezvous: str, timeout_s: float
@@ -32,6 +35,7 @@ class DistComm:
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=timeout_s),
+                device_id=None if device.kind == "cpu" else device.torch_device,
             )
         except (RuntimeError, ValueError) as error:
             raise GroupError(
@@ -39,7 +43,8 @@ class DistComm:
             ) from error
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        dist.all_reduce(x)
+        if x.numel():
+            dist.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
@@ -55,6 +60,12 @@ class DistComm:
         x = torch.tensor([value], dtype=torch.int64, device=self._device)
         dist.all_reduce(x, dist.ReduceOp.MIN)
         return int(x)
+
+    def share(self, size: int) -> Peers | None:
+        del size
+
+    def reserve(self, numbers: int, dtype: torch.dtype) -> None:
+        del numbers, dtype
 
     def close(self) -> None:
         if dist.is_initialized():

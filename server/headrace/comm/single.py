@@ -1,6 +1,9 @@
 """A group of one."""
 
+import torch
 from torch import Tensor
+
+from headrace.device import Peers
 
 
 class SingleComm:
@@ -8,6 +11,8 @@ class SingleComm:
 
     rank = 0
     size = 1
+    recordable = True
+    shared_bytes = 0
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x
@@ -22,6 +27,12 @@ class SingleComm:
 
     def min_int(self, value: int) -> int:
         return value
+
+    def share(self, size: int) -> Peers | None:
+        del size
+
+    def reserve(self, numbers: int, dtype: torch.dtype) -> None:
+        del numbers, dtype
 
     def close(self) -> None:
         pass

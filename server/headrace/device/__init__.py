@@ -1,6 +1,7 @@
 """Devices: one file each, chosen once by name."""
 
 from headrace.device.base import Device, Download, DtypeChoice, Graph, Recorder, Staging, Timer
+from headrace.device.peers import Peers, Share
 from headrace.errors import ConfigError
 
 __all__ = [
@@ -8,7 +9,9 @@ __all__ = [
     "Download",
     "DtypeChoice",
     "Graph",
+    "Peers",
     "Recorder",
+    "Share",
     "Staging",
     "Timer",
     "open_device",

@@ -71,7 +71,7 @@ class Attention(Declares):
     def forward(self, x_TD: Tensor, cos_sin_TE: Tensor, step: StepContext) -> Tensor:
         """Writes the step's keys and values to the cache, then attends.
 
-        Returns: y_TD, new, equal on every rank.
+        Returns: y_TD, new, this rank's share of the sum.
         """
         k_cache_NPKE, v_cache_NPKE = step.kv.layer(self._layer)
         qkv_TC = self.qkv(x_TD)

@@ -1,12 +1,13 @@
 """The two ends of a decoder: ids to vectors, and vectors to logits. Both divide the vocabulary."""
 
-# T tokens · S sampled tokens · D width · V vocabulary
+# T tokens · S sampled tokens · D width · V vocabulary · C this rank's columns of it
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.comm.base import Comm
 from headrace.layers.build import Build
 from headrace.layers.linear import ColumnLinear
 from headrace.quant import Declares, Split
@@ -19,40 +20,47 @@ class VocabEmbedding(Declares):
 
     def __init__(self, build: Build, vocab_size: int, width: int) -> None:
         super().__init__()
-        self._comm = build.comm
+        self._ranks = build.comm.size
         self._part = build.vocab(vocab_size)
         self.declare("weight", Split(0, (self._part,)), width, build.dtype)
 
     def forward(self, tokens_T: Tensor) -> Tensor:
-        """Returns x_TD, equal on every rank."""
-        if self._comm.size == 1:
+        """Returns x_TD, this rank's share of it: tokens of other ranks are zeros."""
+        if self._ranks == 1:
             return F.embedding(tokens_T, self.weight)
         local_T = tokens_T - self._part.start
         elsewhere_T = (local_T < 0) | (local_T >= self._part.size)
         x_TD = F.embedding(local_T.masked_fill(elsewhere_T, 0), self.weight)
-        x_TD.masked_fill_(elsewhere_T.unsqueeze(1), 0)
-        self._comm.all_reduce(x_TD)
-        return x_TD
+        return x_TD.masked_fill_(elsewhere_T.unsqueeze(1), 0)
 
 
 class VocabHead(ColumnLinear):
-    """Logits of the whole vocabulary, on every rank."""
+    """Logits of this rank's share of the vocabulary.
+
+    Attributes:
+        columns: how many a row has. Where several ranks share the vocabulary, the last ones'
+            may be padding.
+    """
 
     def __init__(self, build: Build, vocab_size: int, width: int) -> None:
-        self._part = build.vocab(vocab_size)
-        super().__init__(build, width, (self._part,), bias=False)
-        self._comm = build.comm
-        self._vocab_size = vocab_size
+        part = build.vocab(vocab_size)
+        super().__init__(build, width, (part,), bias=False)
+        self.columns = vocab_size if build.comm.size == 1 else part.size
+        self._is_padded = self.columns != part.size
 
-    def forward(self, x_TX: Tensor, out_TV: Tensor | None = None) -> Tensor:
-        """Returns logits_SV in the model's dtype, without the padding; in `out_TV`, if given."""
-        if out_TV is not None and self._comm.size == 1 and self._part.size == self._vocab_size:
+    def forward(self, x_TX: Tensor, out_TC: Tensor | None = None) -> Tensor:
+        """Returns logits_TC in the model's dtype, C being `columns`; in `out_TC`, if given."""
+        if out_TC is not None and not self._is_padded:
             method = self.method
             assert method is not None, "a layer is finished before it is called"
-            if method.apply_into(x_TX, out_TV):
-                return out_TV
-        logits_SV = super().forward(x_TX)
-        if self._comm.size > 1:
-            logits_SV = self._comm.all_gather(logits_SV, dim=-1)
-        logits_SV = logits_SV[:, : self._vocab_size]
-        return logits_SV if out_TV is None else out_TV.copy_(logits_SV)
+            if method.apply_into(x_TX, out_TC):
+                return out_TC
+        logits_TC = super().forward(x_TX)[:, : self.columns]
+        return logits_TC if out_TC is None else out_TC.copy_(logits_TC)
+
+
+def whole_vocabulary(logits_SC: Tensor, comm: Comm, vocab_size: int) -> Tensor:
+    """Returns logits_SV on every rank, given each one's share."""
+    if comm.size == 1:
+        return logits_SC
+    return comm.all_gather(logits_SC, dim=-1)[:, :vocab_size]

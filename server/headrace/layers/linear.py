@@ -41,18 +41,10 @@ class ColumnLinear(Linear):
 
 
 class RowLinear(Linear):
-    """Inputs divided over the ranks, outputs summed over them."""
+    """Inputs divided over the ranks: each has a share of the sum, which the next norm takes."""
 
     def __init__(self, build: Build, inputs: Part, width: int, bias: bool) -> None:
         super().__init__(build, LinearShape((Part.whole(width),), inputs, bias))
-        self._all_reduce = build.comm.all_reduce if build.comm.size > 1 else None
-
-    def forward(self, x_TX: Tensor) -> Tensor:
-        """Returns the whole y_TY, equal on every rank."""
-        y_TY = self.method.apply(x_TX)  # pyright: ignore[reportOptionalMemberAccess]
-        if self._all_reduce is not None:
-            self._all_reduce(y_TY)
-        return y_TY
 
 
 class ReplicatedLinear(Linear):

@@ -21,7 +21,7 @@ class GatedMlp(nn.Module):
         self._silu_mul = build.ops.silu_mul
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Returns y_TD, new."""
+        """Returns y_TD, new, this rank's share of the sum."""
         gated_TF = self.gate_up.gated(x_TD)
         if gated_TF is None:
             gated_TF = self._silu_mul(self.gate_up(x_TD))

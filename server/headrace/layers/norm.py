@@ -11,23 +11,38 @@ from headrace.quant import Declares, Part, Split
 
 
 class RmsNorm(Declares):
-    """The norm of a residual stream, to which the layer before it has something to add."""
+    """The norm of a residual stream, to which the layer before it has something to add.
+
+    Here, and nowhere else, ranks sum what they have computed of a layer.
+    """
 
     weight: Tensor
 
     def __init__(self, build: Build, width: int, eps: float) -> None:
         super().__init__()
+        comm, ops = build.comm, build.ops
+        # What layers add to the stream is each rank's share of a sum.
+        self._all_reduce = comm.all_reduce if comm.size > 1 else None
+        self._reduce_norm = ops.reduce_norm(comm.share, comm.size, width) if comm.size > 1 else None
         self._eps = eps
         self._rms_norm = build.ops.rms_norm
         self._add_rms_norm = build.ops.add_rms_norm
         self.declare("weight", Split(0, (Part.whole(width),)), None, build.dtype)
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the norm of the sum, and the sum; `residual_TD` may be overwritten.
+        """Returns the norm of the sum, and the sum, equal on every rank.
 
         Args:
-            residual_TD: None where the stream begins: the sum is `x_TD` itself.
+            x_TD: what this rank adds; the sum takes that of all ranks. May be overwritten.
+            residual_TD: may be overwritten; None where the stream begins, with what ranks add.
         """
+        fused = self._reduce_norm
+        if fused is not None and x_TD.shape[0] <= fused.rows_max:
+            return fused(x_TD, residual_TD, self.weight, self._eps)
+        if self._all_reduce is not None:
+            summed_TD = self._all_reduce(x_TD)
+            # The stream may not begin in memory that the next sum overwrites.
+            x_TD = x_TD.copy_(summed_TD) if residual_TD is None else summed_TD
         if residual_TD is None:
             return self._rms_norm(x_TD, self.weight, self._eps), x_TD
         return self._add_rms_norm(x_TD, residual_TD, self.weight, self._eps)

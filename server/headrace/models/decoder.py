@@ -1,6 +1,6 @@
 """The one transformer. What makes an architecture is its spec, its recipe and its names."""
 
-# T tokens · S sampled tokens · D width · E head dim · V vocabulary
+# T tokens · S sampled tokens · D width · E head dim · C this rank's share of the vocabulary
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            x_TD: what the layer before adds to the residual stream.
+            x_TD: what the layer before adds to the residual stream, on this rank.
             residual_TD: the stream; None in the first layer, where `x_TD` begins it.
 
         Returns: what this layer adds to the residual stream, and the stream until then.
@@ -82,8 +82,8 @@ class Decoder(nn.Module):
         Args:
             tokens_T: int64.
 
-        Returns: logits_SV of the tokens `step.sampled_S`, on every rank; float32 or, on devices
-        that sample from it, the model's dtype.
+        Returns: logits_SC of the tokens `step.sampled_S` over this rank's share of the vocabulary;
+        float32 or, on devices that sample from it, the model's dtype.
         """
         if self.whole_step is not None:
             return self.whole_step(tokens_T, step)
@@ -110,9 +110,9 @@ class Decoder(nn.Module):
         x_TD: Tensor,
         residual_TD: Tensor,
         sampled_S: Tensor | None,
-        out_SV: Tensor | None = None,
+        out_SC: Tensor | None = None,
     ) -> Tensor:
-        """Returns logits_SV of the tokens `sampled_S`, or of all; in `out_SV`, if given.
+        """Returns logits_SC of the tokens `sampled_S`, or of all; in `out_SC`, if given.
 
         Args:
             x_TD, residual_TD: what `hidden` returned; not overwritten where tokens are chosen.
@@ -121,4 +121,4 @@ class Decoder(nn.Module):
             x_TD = x_TD.index_select(0, sampled_S)
             residual_TD = residual_TD.index_select(0, sampled_S)
         normed_SD, _ = self.norm(x_TD, residual_TD)
-        return self.head(normed_SD, out_SV)
+        return self.head(normed_SD, out_SC)

@@ -17,6 +17,7 @@ from headrace.ops import (
     kv_write,
     matmul,
     paged_attention,
+    reduce_norm,
     rms_norm,
     rope,
     silu_mul,
@@ -25,6 +26,7 @@ from headrace.ops.base import Choice, OpSpec, choose
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.matmul import MatmulBackend
 from headrace.ops.paged_attention import AttentionBackend
+from headrace.ops.reduce_norm import MakeReduceNorm
 from headrace.ops.rope import RopeAndKvWrite
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class OpTable:
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    reduce_norm: MakeReduceNorm
     rope: Callable[[Tensor, Tensor], Tensor]
     rope_and_kv_write: RopeAndKvWrite
     silu_mul: Callable[[Tensor], Tensor]
@@ -59,6 +62,7 @@ class OpTable:
 
 _FOLDERS = {
     "rms_norm": rms_norm.CANDIDATES,
+    "reduce_norm": reduce_norm.CANDIDATES,
     "rope": rope.CANDIDATES,
     "silu_mul": silu_mul.CANDIDATES,
     "kv_write": kv_write.CANDIDATES,
@@ -83,6 +87,7 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
     return OpTable(
         rms_norm=made["rms_norm"].rms_norm,
         add_rms_norm=made["rms_norm"].add_rms_norm,
+        reduce_norm=made["reduce_norm"],
         rope=made["rope"].rope,
         rope_and_kv_write=made["rope"].rope_and_kv_write,
         silu_mul=made["silu_mul"],

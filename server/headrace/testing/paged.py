@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.comm import Comm, SingleComm
 from headrace.kv import KvLayout, KvPool
+from headrace.layers.embedding import whole_vocabulary
 from headrace.layers.step import StepContext
 from headrace.models import Decoder
 from headrace.ops import OpTable
@@ -34,14 +36,15 @@ class PagedRunner:
         ops: OpTable,
         *,
         dtype: torch.dtype,
-        ranks: int = 1,
+        comm: Comm | None = None,
         blocks: int = 256,
         block_tokens: int = 16,
         fill: float = 0.0,
         device: torch.device | None = None,
     ) -> None:
         spec = model.spec
-        kv_heads = spec.local(ranks).kv_heads
+        self._comm = comm or SingleComm()
+        kv_heads = spec.local(self._comm.size).kv_heads
         layout = KvLayout(spec.layers, kv_heads, spec.head_dim, block_tokens, dtype)
         self._device = device or torch.device("cpu")
         self.kv = KvPool(layout, blocks, self._device)
@@ -92,7 +95,8 @@ class PagedRunner:
             kv=self.kv,
         )
         ids = [token for _, tokens in rows for token in tokens]
-        return self._model(torch.tensor(ids, device=self._device), step).float()
+        logits_SC = self._model(torch.tensor(ids, device=self._device), step)
+        return whole_vocabulary(logits_SC, self._comm, self._model.spec.vocab_size).float()
 
     def _put(self, column: np.ndarray) -> Tensor:
         return torch.from_numpy(column).to(self._device)

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from headrace.device import Peers
+
 T = TypeVar("T")
 
 
@@ -31,6 +33,9 @@ class _Meeting:
 class ThreadComm:
     """One rank's end; sums go in rank order, so that their bits are equal on every rank."""
 
+    recordable = False
+    shared_bytes = 0
+
     def __init__(self, meeting: _Meeting, rank: int, size: int) -> None:
         self._meeting = meeting
         self.rank = rank
@@ -47,6 +52,12 @@ class ThreadComm:
 
     def min_int(self, value: int) -> int:
         return min(int(x) for x in self._meeting.exchange(self.rank, torch.tensor(value)))
+
+    def share(self, size: int) -> Peers | None:
+        del size
+
+    def reserve(self, numbers: int, dtype: torch.dtype) -> None:
+        del numbers, dtype
 
     def close(self) -> None:
         pass

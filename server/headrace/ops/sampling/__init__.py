@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.device.base import Device
+from headrace.device.peers import Share
 from headrace.ops.sampling.base import (
     IN_PROMPT,
     Alternatives,
@@ -16,6 +17,7 @@ from headrace.ops.sampling.base import (
     SampleRows,
     Samples,
     SamplingBackend,
+    SharedGreedy,
     uniform,
 )
 from headrace.ops.sampling.batched import BatchedSampling, Search
@@ -31,7 +33,9 @@ __all__ = [
     "SampleRows",
     "Samples",
     "SamplingBackend",
+    "SharedGreedy",
     "select",
+    "shared_greedy",
     "uniform",
 ]
 
@@ -48,6 +52,27 @@ def select(device: Device, reference: bool = False) -> SamplingBackend:
     from headrace.ops.sampling.triton import TritonSampling
 
     return TritonSampling(gpu(device), device.to_device)
+
+
+def shared_greedy(
+    backend: SamplingBackend, device: Device, share: Share, ranks: int, vocab: int, columns: int
+) -> SharedGreedy | None:
+    """How ranks take the best token of a vocabulary that they share; None where they gather it.
+
+    All ranks call it.
+
+    Args:
+        backend: this rank's, by `select`.
+        columns: of the vocabulary on each rank, padding included.
+    """
+    if ranks == 1 or device.kind == "cpu" or why_not(device) is not None:
+        return None
+    from headrace.ops.sampling import ranks as of_ranks
+    from headrace.ops.sampling.triton import TritonSampling
+
+    if not isinstance(backend, TritonSampling):
+        return None
+    return of_ranks.make(backend, gpu(device), share, ranks, vocab, columns)
 
 
 def _host_argmax(x_RV: Tensor) -> Tensor:

@@ -129,6 +129,23 @@ class SamplingBackend(Protocol):
         ...
 
 
+class SharedGreedy(Protocol):
+    """Takes the best token of rows whose vocabulary several ranks share, without gathering it.
+
+    Attributes:
+        rows_max: rows of a call at most.
+    """
+
+    rows_max: int
+
+    def accept(self, logits_SC: Tensor, slot_S: Tensor, last_token_Z: Tensor, out: Samples) -> None:
+        """As `SamplingBackend.greedy_accept`, of this rank's columns; with one result on all ranks.
+
+        All ranks call it, for the same rows.
+        """
+        ...
+
+
 class Plain(ABC):
     """What backends made of PyTorch's operations share."""
 

@@ -1,0 +1,105 @@
+"""Messages between ranks inside a kernel: words that carry the number of their message.
+
+Each rank has a box of rows in memory that all ranks' devices write. A message is posted to every
+rank's box, a row of 32-bit words, each written as the low half of 64 bits whose high half is the
+message's number: the two halves of an aligned 8-byte store arrive together, so that whoever sees
+the number has the word, and no flag, fence or barrier is needed. (The protocol that NCCL calls LL,
+https://docs.nvidia.com/deeplearning/nccl.) It sends twice the bytes, and pays off while latency
+counts for more than bandwidth.
+
+Messages of a row are numbered by a counter on the device, so that a graph that is replayed numbers
+them anew. Odd and even ones have boxes of their own. That suffices: a rank writes message n + 2 of
+a row only when it has received n + 1 from everyone, and a rank posts n + 1 when it has read n.
+
+All ranks must launch the same kernels on a box in the same order, with the same rows.
+"""
+
+# R ranks · W words of a row
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headrace.device.peers import Peers, Share
+
+# Bytes of a word and its message's number, and boxes of a row that are used in turn.
+WORD_BYTES = 8
+TURNS = 2
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """A box of each rank, seen from one of them."""
+
+    peers: Peers
+    rows: int
+    words: int  # of a row, even
+    sent: Tensor  # int32 [rows]: the number of each row's last message
+
+    @staticmethod
+    def make(share: Share, ranks: int, rows: int, words: int) -> Mailbox | None:
+        """Makes a box on every rank; None where ranks share no memory.
+
+        Args:
+            words: of a row at most.
+        """
+        words += words % 2
+        peers = share(TURNS * ranks * rows * words * WORD_BYTES)
+        if peers is None:
+            return None
+        sent = torch.zeros(rows, dtype=torch.int32, device=peers.memory.device)
+        return Mailbox(peers, rows, words, sent)
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """What kernels take: box, address_R, sent, rank."""
+        words = self.peers.memory.view(torch.int64)
+        return words, self.peers.address_R, self.sent, self.peers.rank
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What kernels are compiled for."""
+        return {"RANKS": self.peers.size, "ROWS": self.rows, "WORDS": self.words}
+
+
+@triton.jit
+def post(
+    address_R, rank, row, number, bits_W, word, inside,
+    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Writes a row of words to the box of every rank, this one's included.
+
+    Args:
+        bits_W: int32.
+        word: their indices in the row.
+    """
+    message_W = (number.to(tl.int64) << 32) | (bits_W.to(tl.int64) & 0xFFFFFFFF)
+    at = (((number & 1) * RANKS + rank) * ROWS + row) * WORDS + word
+    for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
+        box = tl.load(address_R + peer).to(tl.pointer_type(tl.int64))
+        tl.store(tl.multiple_of(box, 16) + at, message_W, mask=inside)
+
+
+@triton.jit
+def _lacks(message_W, number, inside):
+    """Whether some word is another message's."""
+    is_other_W = inside & ((message_W >> 32).to(tl.int32) != number)
+    return tl.max(is_other_W.to(tl.int32), 0) > 0  # pyright: ignore[reportOperatorIssue]
+
+
+@triton.jit
+def receive(
+    box, peer, row, number, word, inside,
+    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Waits for a rank's words of a message; returns their bits, int32, 0 where not inside."""
+    at = (((number & 1) * RANKS + peer) * ROWS + row) * WORDS + word
+    message_W = tl.load(box + at, mask=inside, other=0, volatile=True)
+    while _lacks(message_W, number, inside):
+        message_W = tl.load(box + at, mask=inside, other=0, volatile=True)
+    return message_W.to(tl.int32)
