@@ -1,6 +1,6 @@
 """Matrix products of few rows: cuBLAS beside our kernels, alone and in a chain of layers.
 
-    PYTHONPATH=server python3 bench/gpu/gemm.py [--rows 1 8 32] [--json OUT]
+    PYTHONPATH=server python3 bench/gpu/gemm.py [--rows 1 8 32] [--ranks 2] [--json OUT]
 
 First every setting is compared with a product in float32, on fresh random inputs and poisoned
 outputs. Then microseconds a product, weights cold, at the shapes of Llama-3.1-8B. Last what
@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,20 @@ from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import Gpu, gpu_at
 
 WIDTH, MLP_WIDTH, QKV_WIDTH, VOCAB, EPS = 4096, 14336, 6144, 128256, 1e-5
-SHAPES = {
-    "qkv": (QKV_WIDTH, WIDTH),
-    "o": (WIDTH, WIDTH),
-    "gate_up": (2 * MLP_WIDTH, WIDTH),
-    "down": (WIDTH, MLP_WIDTH),
-    "head": (VOCAB, WIDTH),
-}
+
+
+def shapes(ranks: int) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of a rank's share of each weight."""
+    return {
+        "qkv": (QKV_WIDTH // ranks, WIDTH),
+        "o": (WIDTH, WIDTH // ranks),
+        "gate_up": (2 * MLP_WIDTH // ranks, WIDTH),
+        "down": (WIDTH, MLP_WIDTH // ranks),
+        "head": (VOCAB // ranks, WIDTH),
+    }
+
+
+SHAPES = shapes(1)  # `--ranks` puts a rank's in their place
 LAYERS = 8  # of a graph; 3.5 GB, so that no weight is still in the cache
 BUDGET_US = 3000.0  # a measurement
 ATTENTION_US = 6.0
@@ -219,7 +226,7 @@ class Bench:
 
     def calibrate(self) -> None:
         """Sets how long the stand-in of attention takes."""
-        x = random(1, QKV_WIDTH)
+        x = random(1, SHAPES["qkv"][0])
 
         def us(turns: int) -> float:
             self.turns = turns
@@ -231,15 +238,16 @@ class Bench:
     def attention(self, qkv: Tensor, gpu: Gpu) -> Tensor:
         rows = qkv.shape[0]
         programs = 64 if rows <= 8 else 8
-        y = torch.empty((rows, WIDTH), device="cuda", dtype=qkv.dtype)
-        block = WIDTH // programs
-        sizes = {"IN": QKV_WIDTH, "OUT": WIDTH, "BLOCK": block}
+        width = SHAPES["o"][1]
+        y = torch.empty((rows, width), device="cuda", dtype=qkv.dtype)
+        sizes = {"IN": qkv.shape[1], "OUT": width, "BLOCK": width // programs}
         gpu.run(standin, (rows, programs), qkv, y, self.turns, warps=4, **sizes)
         return y
 
     def rope(self, qkv: Tensor, gpu: Gpu) -> None:
-        sizes = {"IN": QKV_WIDTH, "OUT": QKV_WIDTH, "BLOCK": 128}
-        gpu.run(standin, (qkv.shape[0], 48), qkv, qkv, 0, warps=1, **sizes)
+        width = qkv.shape[1]
+        sizes = {"IN": width, "OUT": width, "BLOCK": 128}
+        gpu.run(standin, (qkv.shape[0], width // 128), qkv, qkv, 0, warps=1, **sizes)
 
     def layer_us(self, rows: int, choice: Choice, pdl: bool = True, without: str = "") -> float:
         """Microseconds a layer; `without` one of the products, that is computed but once."""
@@ -357,8 +365,11 @@ def table(rows: int) -> Choice:
     return found if gated is None else found | {"gate_up": gated}
 
 
-def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> list:
-    """Microseconds a layer; settles each product's setting beside the others."""
+def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> tuple[list, dict[int, Choice]]:
+    """Microseconds a layer; settles each product's setting beside the others.
+
+    Returns: the figures, and the choice for each number of rows.
+    """
     bench.calibrate()
     tried = {key: finalists(settings) for key, settings in ranked.items() if key[0] in CHAINED}
     cases = [(name, rows, s) for (name, rows), some in tried.items() for s in some]
@@ -371,6 +382,7 @@ def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> list:
     print(f"{len(set(cases))} more cases, {len(failed)} wrong")
     limit = sum(limit_us(name) for name in CHAINED)
     figures = []
+    chosen: dict[int, Choice] = {}
 
     def us_of(rows: int, what: str, choice: Choice, **how: Any) -> float:
         try:
@@ -409,14 +421,17 @@ def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> list:
         )
         for name in CHAINED:
             print(f"    {name}: {choice[name]}")
-    return figures
+        chosen[rows] = choice
+    return figures, chosen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--ranks", type=int, default=1, help="whose share of the weights to take")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    SHAPES.update(shapes(args.ranks))
     began = time.perf_counter()
     bench = Bench()
     cases = [(n, rows, s) for rows in args.rows for n in SHAPES for s in bench.candidates(n, rows)]
@@ -424,11 +439,17 @@ def main() -> None:
     print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
     ranked, products = alone(bench, args.rows, failed)
     print(f"{time.perf_counter() - began:.1f} s")
-    layers = together(bench, ranked, args.rows)
+    layers, chosen = together(bench, ranked, args.rows)
     for rows in args.rows:
-        print(f"head {rows}: {next(iter(ranked['head', rows]), None)}")
+        chosen[rows] |= {"head": next(iter(ranked["head", rows]), None)}
+        print(f"head {rows}: {chosen[rows]['head']}")
     if args.json:
-        args.json.write_text(json.dumps({"products": products, "layers": layers}))
+        settings = {
+            rows: {name: made and asdict(made) for name, made in choice.items()}
+            for rows, choice in chosen.items()
+        }
+        found = {"products": products, "layers": layers, "chosen": settings}
+        args.json.write_text(json.dumps(found))
     print(f"{time.perf_counter() - began:.1f} s in all")
 
 

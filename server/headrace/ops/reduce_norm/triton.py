@@ -19,8 +19,9 @@ from headrace.ops.mailbox import Mailbox, post, receive
 from headrace.ops.reduce_norm.base import ReduceNorm
 from headrace.ops.triton import Gpu
 
-# Rows times ranks that a row is sent to: with more, the bytes count for more than the latency, and
-# an all-reduce in two steps sends fewer.
+# Rows times ranks that a row is sent to. With more, bytes count for more than latency: first words
+# go without numbers, then an all-reduce in two steps sends fewer.
+ROWS_NUMBERED_MAX = 32
 ROWS_SENT_MAX = 256
 
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -30,23 +31,26 @@ WARPS_MAX = 16
 
 
 @triton.jit
-def _unpack(bits, TYPE: tl.constexpr):
+def _unpack(bits, TYPE: tl.constexpr, HALVES: tl.constexpr):
     """The numbers in the low and the high half of each word, float32; 0 where there is no half."""
-    if tl.float32 == TYPE:
+    if HALVES:
+        low = (bits & 0xFFFF).to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+        high = ((bits >> 16) & 0xFFFF).to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+    else:
         low = bits.to(tl.float32, bitcast=True)
-        return low, tl.zeros_like(low)
-    low = (bits & 0xFFFF).to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
-    high = ((bits >> 16) & 0xFFFF).to(tl.int16).to(TYPE, bitcast=True).to(tl.float32)
+        high = tl.zeros_like(low)
     return low, high
 
 
 @triton.jit
-def _pack(low, high, TYPE: tl.constexpr):
+def _pack(low, high, TYPE: tl.constexpr, HALVES: tl.constexpr):
     """The inverse of `_unpack`, after rounding."""
-    if tl.float32 == TYPE:
-        return low.to(tl.int32, bitcast=True)
-    low = low.to(TYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return (high.to(TYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16) | low
+    if HALVES:
+        low = low.to(TYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        bits = (high.to(TYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16) | low
+    else:
+        bits = low.to(tl.int32, bitcast=True)
+    return bits
 
 
 @triton.jit
@@ -69,10 +73,12 @@ def reduce_norm_kernel(
     ROW: tl.constexpr,  # words of a row of the tensors
     BLOCK: tl.constexpr,  # the power of two at or above ROW
     TYPE: tl.constexpr,
+    HALVES: tl.constexpr,  # whether a word is two numbers
     ADD: tl.constexpr,
     RANKS: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
+    FLAGGED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -87,7 +93,7 @@ def reduce_norm_kernel(
         gdc_wait()
     number = tl.load(sent + row) + 1
     mine = tl.load(x_TW + at, mask=inside, other=0)
-    post(address_R, rank, row, number, mine, word, inside, RANKS, ROWS, WORDS)
+    post(address_R, rank, row, number, mine, word, inside, RANKS, ROWS, WORDS, FLAGGED)
     residual = tl.zeros_like(mine)
     if ADD:
         residual = tl.load(residual_TW + at, mask=inside, other=0)
@@ -98,21 +104,21 @@ def reduce_norm_kernel(
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
-        bits = receive(box, peer, row, number, word, inside, RANKS, ROWS, WORDS)
-        peer_low, peer_high = _unpack(bits, TYPE)
+        bits = receive(box, peer, row, number, word, inside, RANKS, ROWS, WORDS, FLAGGED)
+        peer_low, peer_high = _unpack(bits, TYPE, HALVES)
         low += peer_low
         high += peer_high
     low, high = _round(low, TYPE), _round(high, TYPE)
     if ADD:
-        residual_low, residual_high = _unpack(residual, TYPE)
+        residual_low, residual_high = _unpack(residual, TYPE, HALVES)
         low, high = _round(residual_low + low, TYPE), _round(residual_high + high, TYPE)
-    tl.store(residual_TW + at, _pack(low, high, TYPE), mask=inside)
+    tl.store(residual_TW + at, _pack(low, high, TYPE, HALVES), mask=inside)
     mean = tl.sum(low * low + high * high, axis=0) / WIDTH
     scale = tl.rsqrt(mean + eps)
-    weight_low, weight_high = _unpack(weight, TYPE)
+    weight_low, weight_high = _unpack(weight, TYPE, HALVES)
     low = weight_low * _round(low * scale, TYPE)
     high = weight_high * _round(high * scale, TYPE)
-    tl.store(y_TW + at, _pack(low, high, TYPE), mask=inside)
+    tl.store(y_TW + at, _pack(low, high, TYPE, HALVES), mask=inside)
 
 
 class TritonReduceNorms:
@@ -144,6 +150,8 @@ class TritonReduceNorm:
         self._gpu = gpu
         self._box = box
         self.rows_max = box.rows
+        # A test, and a benchmark, may choose for itself.
+        self.rows_numbered_max = ROWS_NUMBERED_MAX // max(1, box.peers.size - 1)
 
     def __call__(
         self, x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float
@@ -167,7 +175,9 @@ class TritonReduceNorm:
             ROW=words,
             BLOCK=block,
             TYPE=TYPES[x_TD.dtype],
+            HALVES=x_TD.element_size() == 2,
             ADD=residual_TD is not None,
+            FLAGGED=rows > self.rows_numbered_max,
             **self._box.constants,
             warps=min(max(threads // 32, 1), WARPS_MAX),
         )
