@@ -1,6 +1,6 @@
 """cuBLASLt's algorithms beside PyTorch's products: finds the fastest and writes the table.
 
-    PYTHONPATH=server python3 bench/gpu/cublaslt.py [--seconds 50] [--out cublaslt_h200.json]
+    PYTHONPATH=server python3 bench/gpu/cublaslt.py [--seconds 50] [--ranks 2] [--out FILE]
 
 For the products of Llama-3.1-8B, weights cold: the library's candidates by its own estimate, under
 several limits (split sums allowed or not, little or much scratch, operands either way round), then,
@@ -33,13 +33,20 @@ from headrace.ops.matmul.cublaslt import WORKSPACE_BYTES, Algo, CublasLt, Proble
 from headrace.ops.matmul.cublaslt_abi import REDUCE_ANY, REDUCE_COMPUTE_TYPE, SUCCESS, AlgoBytes
 
 FLOPS_PER_SECOND = 790e12
-SHAPES = {
-    "gate_up": (28672, 4096),
-    "down": (4096, 14336),
-    "qkv": (6144, 4096),
-    "o": (4096, 4096),
-    "head": (128256, 4096),
-}
+
+
+def shapes(ranks: int) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of a rank's share of each weight."""
+    return {
+        "gate_up": (28672 // ranks, 4096),
+        "down": (4096, 14336 // ranks),
+        "qkv": (6144 // ranks, 4096),
+        "o": (4096, 4096 // ranks),
+        "head": (128256 // ranks, 4096),
+    }
+
+
+SHAPES = shapes(1)  # `--ranks` puts a rank's in their place
 ADDED = ("o", "down")  # what is added to the residual stream
 # Those that graphs are recorded for, from where our own kernels end, then prompts.
 ROWS = (8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 2048, 8192)
@@ -502,8 +509,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
     parser.add_argument("--seconds", type=float, default=48.0, help="to measure")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--ranks", type=int, default=1, help="whose share of the weights to take")
     parser.add_argument("--out", type=Path, help="where the table goes")
     args = parser.parse_args()
+    SHAPES.update(shapes(args.ranks))
     torch.manual_seed(0)
     gc.disable()
     torch.cuda.set_stream(torch.cuda.Stream())
