@@ -8,7 +8,7 @@ from fake_model import fake_engine, preparation
 from planner import Planner, Sequence
 from torch import multiprocessing
 
-from headrace.comm import SingleComm, join_group
+from headrace.comm import SingleComm, join_group, symmetric
 from headrace.device.cpu import CpuDevice
 from headrace.errors import GroupError
 from headrace.runner import Runner
@@ -99,3 +99,34 @@ def test_a_rank_that_stays_alone_says_where_it_waited():
     address = free_address()
     with pytest.raises(GroupError, match=f"rank 0 of 2 could not join its group at {address}"):
         join_group(CpuDevice(threads=1), 0, 2, address, 1)
+
+
+class Ranks:
+    """A group whose other ranks' answers are known."""
+
+    rank, size = 0, 2
+
+    def __init__(self, others: int) -> None:
+        self._others = others
+
+    def min_int(self, value: int) -> int:
+        return min(value, self._others)
+
+
+@pytest.mark.parametrize(("fails", "others"), [(True, 1), (False, 0)], ids=["here", "elsewhere"])
+def test_ranks_share_memory_only_if_all_of_them_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool, others: int
+) -> None:
+    class Sharing:
+        def __init__(self, group: Ranks, device: CpuDevice) -> None:
+            if fails:
+                raise RuntimeError("no peer access\nand more")
+
+        def share(self, size: int) -> None:
+            assert size > 0
+
+    monkeypatch.setattr(symmetric, "SymmetricComm", Sharing)
+    group = Ranks(others)
+    assert symmetric.share_memory(group, CpuDevice(threads=1)) is group  # type: ignore[arg-type]
+    assert ("no peer access" if fails else "another rank") in caplog.text
+    assert "and more" not in caplog.text

@@ -392,7 +392,6 @@ def test_rotation_and_write_with_a_window(window: int) -> None:
 def test_only_captured_steps_of_few_rows_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = Heads(4, 2, 16)
     made = backend(heads, torch.float32)
-    monkeypatch.setattr(cuda, "ROTATES", True)
     monkeypatch.setattr(cuda, "ROTATED_ROWS_MAX", 3)
     for rows, rotates in ((3, True), (4, False)):
         step = fused([5] * rows, heads, 16, torch.float32, norm=False)

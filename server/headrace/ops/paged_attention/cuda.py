@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # What the kernels' tiles are made for.
 HEAD_DIM_MAX = 256
-# Whether a captured step rotates and attends in one launch. Not until a GPU has proved the kernel.
-ROTATES = True
 # Beyond so many rows two launches are as fast: the rotation is no longer what others wait for.
 ROTATED_ROWS_MAX = 64
 
@@ -126,7 +124,7 @@ class CudaAttention:
 
     def rotates(self, plan: CudaPlan) -> bool:
         # Other steps have rows of prompts, which may read what other rows write.
-        if not ROTATES or not plan.captured or plan.decode is None:
+        if not plan.captured or plan.decode is None:
             return False
         return plan.decode.rows <= ROTATED_ROWS_MAX
 
