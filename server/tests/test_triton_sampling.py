@@ -226,6 +226,93 @@ def test_equal_logits_are_ranked_by_id() -> None:
     )
 
 
+WIDE = [
+    Sampling(temperature=1.0, top_p=0.3),
+    Sampling(temperature=1.0, top_p=0.95),
+    Sampling(temperature=4.0, top_p=0.999, top_n=3),
+    Sampling(temperature=1.0, top_k=400),
+    Sampling(temperature=1.0, top_k=700, top_p=0.9, min_p=0.5),
+    Sampling(temperature=1.0, typical_p=0.6),
+    Sampling(temperature=1.0, top_p=0.9, typical_p=0.2, top_n=4),
+    Sampling(temperature=0.01, top_p=0.9, typical_p=0.9, min_p=0.1),
+]
+
+
+def wide(count: int, ties: bool = False) -> list[Sampling]:
+    """
+    Args:
+        ties: whether more alternatives may tie than are told; then none are wanted.
+    """
+    cycled = [WIDE[i % len(WIDE)] for i in range(count)]
+    return [replace(s, seed=i, top_n=0 if ties else s.top_n) for i, s in enumerate(cycled)]
+
+
+@pytest.mark.parametrize(
+    ("centre", "dtype"),
+    [(-7.0, torch.bfloat16), (0.0, torch.float32), (0.0, torch.float16), (7.0, torch.float32)],
+    ids=str,
+)
+def test_a_mass_so_flat_that_no_list_holds_it(centre: float, dtype: torch.dtype) -> None:
+    x_SV = (centre + logits(8, 900, 5, scale=0.2)).to(dtype)
+    check_twins(x_SV, rows_of(wide(8, ties=dtype != torch.float32), 900))
+
+
+def test_more_ties_at_a_threshold_than_a_list_holds() -> None:
+    for at, dtype in ((0.0, torch.float32), (3.0, torch.bfloat16)):
+        x_SV = torch.full((8, 600), at)
+        x_SV[:, ::3] += 0.5
+        x_SV[:, 1::3] -= 0.25
+        x_SV[::3, 7] += 4.0
+        x_SV[1::3, :40:2] = -torch.inf
+        check_twins(x_SV.to(dtype), rows_of(wide(8, ties=True), 600))
+
+
+def test_logits_at_the_ends_of_their_range() -> None:
+    filters = [*WIDE, Sampling(temperature=1e-5, top_p=0.5), Sampling(temperature=1e4, top_p=0.5)]
+    x_SV = logits(len(filters), 600, 4)
+    x_SV[:, ::2] *= 1e20
+    x_SV[:, 1::4] *= 1e-30
+    x_SV[:, 3] = -3e38
+    check_twins(x_SV, rows_of(filters, 600))
+    x_SV[:, ::2] = -3e38
+    check_twins(x_SV, rows_of(filters, 600))
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_the_first_and_the_last_number_draw_what_filters_leave(scale: float) -> None:
+    samplings = wide(8)
+    x_SV = logits(8, 600, 6, scale)
+    rows = rows_of(samplings, 600)
+    assert rows.uniform_S is not None
+    first = draw(x_SV, replace(rows, uniform_S=torch.zeros_like(rows.uniform_S)))
+    last = draw(x_SV, replace(rows, uniform_S=torch.full_like(rows.uniform_S, 1 - 2.0**-53)))
+    near = torch.full_like(rows.uniform_S, 1 - 1e-5)
+    expected = ReferenceSampling().sample(x_SV, replace(rows, uniform_S=near))
+    row_S = torch.arange(8)
+    best_S, near_S, last_S = (x_SV[row_S, samples.token_S] for samples in (first, expected, last))
+    assert bool((best_S >= near_S).all()) and bool((near_S >= last_S).all())
+    assert rows.knobs is not None
+    told_S = (first.logprob_S - last.logprob_S) * rows.knobs.temperature_S
+    torch.testing.assert_close(told_S, best_S - last_S, rtol=1e-4, atol=1e-4)
+    for sampling, x_V, x in zip(samplings, x_SV, last_S, strict=True):
+        if sampling.typical_p == 1 and sampling.top_k > 0 and sampling.top_p == 1:
+            assert x == x_V.sort(descending=True).values[sampling.top_k - 1]
+
+
+def test_neither_company_nor_how_a_row_is_searched_shows_in_another() -> None:
+    samplings = wide(8)
+    flat_SV = logits(8, 700, 8, scale=0.1)
+    steep_SV = logits(8, 700, 9, scale=4.0)
+    x_SV = torch.cat([flat_SV, steep_SV])[torch.arange(16).view(2, 8).T.reshape(-1)]
+    samplings = [s for s in samplings for _ in range(2)]
+    together = draw(x_SV, rows_of(samplings, 700))
+    for row in range(16):
+        alone = draw(x_SV[row : row + 1], rows_of([samplings[row]], 700))
+        assert alone.token_S.tolist() == together.token_S[row : row + 1].tolist()
+        assert alone.logprob_S.tolist() == together.logprob_S[row : row + 1].tolist()
+        assert tops(alone).get(0) == tops(together).get(row)
+
+
 def test_more_ties_than_are_told_are_left_out() -> None:
     samples = draw(torch.zeros((1, 300)), rows_of([Sampling(top_n=2)], 300))
     assert [token for token, _ in tops(samples)[0]] == list(range(2 + TIES_MAX))

@@ -1,11 +1,11 @@
 """Draws in Triton: from the whole vocabulary, or from what the filters leave of it.
 
-A row's filters are searches for thresholds (`search.py`): in a short list of its best tokens where
-these suffice, which the device itself finds out, and else in the whole row.
+One program does all that filters ask of a row: it lists the row's best tokens (`lists.py`), and
+searches thresholds among them (`search.py`). Where these do not suffice, which the program finds
+out, it narrows the search down by passes over the row.
 """
 
-# S rows · V vocabulary · C pieces of a row · L rows with a list · N tokens searched
-# R rows of a launch
+# S rows · V vocabulary · C pieces of a row · X chunks · N tokens of a list · R rows of a launch
 
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 
@@ -16,8 +16,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.ops.sampling.base import IN_PROMPT, Feature
+from headrace.ops.sampling.lists import list_best
 from headrace.ops.sampling.scan import (
-    KEY_INF,
     LOG2_E,
     inverse_of,
     key_of,
@@ -26,18 +26,17 @@ from headrace.ops.sampling.scan import (
     x_of,
 )
 from headrace.ops.sampling.search import (
-    ABOVE_ALL,
-    COUNT,
-    ENTROPY,
-    MASS,
-    NEAR,
-    SIGN,
-    TIES,
-    ends,
-    exact,
-    fold,
+    EVERY_ID,
     highest,
-    nth,
+    list_between,
+    listed,
+    lowest,
+    measure,
+    narrow,
+    nth_of_list,
+    nth_of_row,
+    place_and_weigh,
+    reaches,
 )
 
 _PENALTY = tl.constexpr(int(Feature.PENALTY))
@@ -100,7 +99,6 @@ def draw_whole_kernel(
     logprob_S,
     bad_S,
     frame_SF,
-    limits_SF,
     pieces,
     PIECES: tl.constexpr,
     PIECE: tl.constexpr,
@@ -129,7 +127,7 @@ def draw_whole_kernel(
                 weights = tl.where(x >= floor, tl.exp2((x - best) * scale), 0.0)
                 weighs = tl.sum(weights, axis=0)
             masses = tl.where(piece == index, weighs.to(tl.float64), masses)
-    masses = exact(masses, PIECES * PIECE)
+    masses = _exact(masses, PIECES * PIECE)
     mass = tl.sum(masses, axis=0)
     target = tl.minimum(tl.load(uniform_S + row) * mass, mass * _LAST_SHARE)
     chosen = tl.sum((tl.cumsum(masses, axis=0) <= target).to(tl.int32), axis=0)
@@ -140,14 +138,14 @@ def draw_whole_kernel(
     token = chosen * PIECE + inside
     x = tl.load(x_V + token, mask=token < vocab, other=-float("inf")).to(tl.float32)
     weights = tl.where(x >= floor, tl.exp2((x - peak) * scale), 0.0)
-    weights = exact(weights.to(tl.float64), PIECE)
+    weights = _exact(weights.to(tl.float64), PIECE)
     own_again = tl.sum(weights, axis=0)
     inner = tl.minimum((target - before) / own * own_again, own_again * _LAST_SHARE)
     reached = tl.sum((tl.cumsum(weights, axis=0) <= inner).to(tl.int32), axis=0)
     token = tl.where(bad, 0, tl.minimum(chosen * PIECE + reached, vocab - 1))
-    low = tl.maximum(key_of(floor) - 1, -KEY_INF)
+    last = tl.where(floor > -float("inf"), EVERY_ID, -1)  # of those at the floor
     _tell(x_V, row, token, bad, best, inverse, mass, token_S, logprob_S, bad_S)
-    store_frame(frame_SF, limits_SF, row, best, inverse, tl.log(mass), KEY_INF, low, -1)
+    store_frame(frame_SF, row, best, inverse, tl.log(mass), float("inf"), floor, last)
 
 
 @triton.jit(do_not_specialize=["knob_stride"])
@@ -157,11 +155,10 @@ def draw_filtered_kernel(
     vocab,
     best_SC,
     mass_SC,
+    maxima_SX,
+    maxima_stride,
     row_R,
-    list_R,  # which list is the row's
-    found_L,
-    list_LN,
-    list_token_LN,
+    list_RN,  # int32: room for two lists a row
     top_k_S,
     temperature_S,
     top_p_S,
@@ -173,190 +170,185 @@ def draw_filtered_kernel(
     logprob_S,
     bad_S,
     frame_SF,
-    limits_SF,
     pieces,
     PIECES: tl.constexpr,
-    TOKEN_BITS: tl.constexpr,  # ids are below 2 to this power
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
     LIST: tl.constexpr,
-    SHIFT: tl.constexpr,  # how many low bits of a key are zero
+    CANDIDATES: tl.constexpr,  # how many of the best tokens a row without top-k is given
+    SHIFT: tl.constexpr,  # how many low bits of a logit's key are zero
     PDL: tl.constexpr,
 ):
     """Draws from what top-k, top-p, typical-p and min-p leave, best first and equal ones by id."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    row = tl.load(row_R + tl.program_id(0)).to(tl.int64)
-    at = tl.load(list_R + tl.program_id(0)).to(tl.int64)
+    at = tl.program_id(0).to(tl.int64)
+    row = tl.load(row_R + at).to(tl.int64)
     x_V = x_SV + row * row_stride
-    list_N = list_LN + at * LIST
-    token_N = list_token_LN + at * LIST
+    list_N = list_RN + at * (2 * LIST)
     inverse = inverse_of(tl.load(temperature_S + row * knob_stride))
-    scale = inverse * LOG2_E
     _, _, best, mass, bad = pieces_of(best_SC, mass_SC, row, pieces, inverse, PIECES)
-    top_k = tl.load(top_k_S + row)
+    top_k = tl.minimum(tl.load(top_k_S + row), vocab).to(tl.int32)
     top_p = tl.load(top_p_S + row * knob_stride).to(tl.float64)
     typical_p = tl.load(typical_p_S + row * knob_stride).to(tl.float64)
     min_p = tl.load(min_p_S + row * knob_stride)
     uniform = tl.load(uniform_S + row)
-    found = tl.load(found_L + at)
-    listed = found <= LIST
-    if listed & (top_k == 0) & (top_p < 1):
-        # With a margin for what float32 leaves open about the mass of all tokens.
-        covered = fold(
-            list_N, token_N, found, best, scale, 0.0, KEY_INF, -KEY_INF, -1,
-            SIGN, 0, MASS, LIST, True,
-        )  # fmt: skip
-        listed = (covered >= top_p * mass * (1 + 1e-6)) | (found == vocab)
+    left = (best * 0 + float("inf"), best * 0 - float("inf"), vocab * 0 - 1)
     token = vocab * 0
-    high = vocab * 0 + KEY_INF
-    low = -high
-    low_token = vocab * 0 - 1
     if bad == 0:
-        if listed:
-            token, mass, high, low, low_token = _filter_and_draw(
-                list_N, token_N, found, best, inverse, top_k, top_p, mass, typical_p, min_p,
-                uniform, TOKEN_BITS, LIST, SHIFT, True,
-            )  # fmt: skip
-        else:
-            token, mass, high, low, low_token = _filter_and_draw(
-                x_V, token_N, vocab, best, inverse, top_k, top_p, mass, typical_p, min_p,
-                uniform, TOKEN_BITS, LIST, SHIFT, False,
-            )  # fmt: skip
+        # Typical-p alone looks at every token.
+        wanted = tl.where(top_k > 0, top_k, tl.where(top_p < 1, CANDIDATES, vocab))
+        bound, found = list_best(
+            x_V, vocab, maxima_SX + row * maxima_stride, wanted, list_N, CHUNK, CHUNKS, LIST, SHIFT
+        )
+        token, mass, high, low, low_token = _filter_and_draw(
+            x_V, vocab, list_N, bound, found, best, inverse, mass,
+            (top_k, top_p, typical_p, min_p, uniform), LIST, SHIFT,
+        )  # fmt: skip
+        left = (high, low, low_token)
     token = tl.minimum(token, vocab - 1)
     _tell(x_V, row, token, bad, best, inverse, mass, token_S, logprob_S, bad_S)
-    store_frame(frame_SF, limits_SF, row, best, inverse, tl.log(mass), high, low, low_token)
+    store_frame(frame_SF, row, best, inverse, tl.log(mass), left[0], left[1], left[2])
 
 
 @triton.jit
 def _filter_and_draw(
-    x_N,
-    token_N,
-    n,
-    best,
-    inverse,
-    top_k,
-    top_p,
-    mass,
-    typical_p,
-    min_p,
-    uniform,
-    TOKEN_BITS: tl.constexpr,
-    LIST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """Returns: the token; the mass of what is left; `high`, `low`, `low_token` of `store_frame`."""
+    x_V, vocab, list_N, bound, found, best, inverse, mass, knobs,
+    LIST: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """One search after the other, by the same code: top-k, top-p, typical-p and the draw.
+
+    Returns: the token; the mass of what is left; `high`, `low`, `low_token` of `store_frame`.
+    """
+    top_k, top_p, typical_p, min_p, uniform = knobs
     scale = inverse * LOG2_E
-    high = n * 0 + KEY_INF
-    low = -high
-    low_token = n * 0 - 1
-    if top_k > 0:
-        kth = highest(
-            x_N, token_N, n, best, scale, 0.0, high, low, low_token, top_k.to(tl.float64),
-            False, COUNT, LIST, SHIFT, LISTED,
-        )  # fmt: skip
-        low = tl.where(kth > low, kth - 1, low)  # what ties with the k-th stays
-    if top_p < 1:
-        if (top_k > 0) | (not LISTED):
-            mass = fold(
-                x_N, token_N, n, best, scale, 0.0, high, low, low_token, SIGN, 0,
-                MASS, LIST, LISTED,
+    high = best * 0 + float("inf")
+    low = best * 0 - float("inf")
+    low_token = vocab * 0 - 1
+    token = vocab * 0
+    for search in range(4):
+        filters = ((search == 0) & (top_k > 0)) | ((search == 1) & (top_p < 1))
+        near = (search == 2) & (typical_p < 1)
+        draws = search == 3
+        if draws & (min_p > 0):
+            floor = _floor(tl.minimum(best, high), min_p, inverse)
+            mass = tl.where(floor > low, -1.0, mass)
+            low_token = tl.where(floor > low, EVERY_ID, low_token)
+            low = tl.maximum(low, floor)
+        if filters | near | draws:
+            left = (high, low, low_token)
+            holds = (found <= LIST) & (low >= bound)
+            centre = best * 0
+            if near | ((mass < 0) & (search > 0)):
+                mass, surprise, _, _ = measure(
+                    x_V, vocab, list_N, found, holds, left, best, float("inf"), (best, scale), LIST
+                )
+                # A token's surprise is its distance to the best one, and a constant.
+                expected = surprise * 0.6931471805599453 / mass
+                centre = (best.to(tl.float64) - expected / inverse).to(tl.float32)
+            target = _target(search, mass, top_k, top_p, typical_p, uniform)
+            place, above, rank, token = _reach(
+                x_V, vocab, list_N, bound, found, holds, left, (near, centre),
+                (best, tl.where(search == 0, 0.0, scale)), inverse, mass, target, draws,
+                LIST, SHIFT,
             )  # fmt: skip
-        # A token stays while what precedes it weighs less than this; the best one always does.
-        nucleus = tl.maximum(top_p * mass, 1e-9)
-        last, rank = _reach(
-            x_N, token_N, n, best, scale, high, low, low_token, nucleus,
-            False, LIST, SHIFT, LISTED,
-        )  # fmt: skip
-        low_token = nth(x_N, token_N, n, last, rank, TOKEN_BITS, LIST, LISTED)
-        low = last
-    top = best
-    if typical_p < 1:
-        mass = fold(
-            x_N, token_N, n, best, scale, 0.0, high, low, low_token, SIGN, 0,
-            MASS, LIST, LISTED,
-        )  # fmt: skip
-        # A token's surprise is its distance to the best one, and a constant.
-        expected = fold(
-            x_N, token_N, n, best, scale, 0.0, high, low, low_token, SIGN, 0,
-            ENTROPY, LIST, LISTED,
-        ) * 0.6931471805599453 / mass  # fmt: skip
-        centre = (best.to(tl.float64) - expected / inverse).to(tl.float32)
-        near = highest(
-            x_N, token_N, n, best, scale, centre, high, low, low_token, typical_p * mass,
-            False, NEAR, LIST, 0, LISTED,
-        )  # fmt: skip
-        top, bottom = ends(
-            x_N, token_N, n, centre, high, low, low_token, near, -float("inf"), LIST, LISTED
-        )
-        high = key_of(top)
-        if key_of(bottom) > low:
-            low = key_of(bottom) - 1
-            low_token = n * 0 - 1
-    if min_p > 0:
-        least = key_of(_floor(top, min_p, inverse)) - 1
-        if least >= low:
-            low = least
-            low_token = n * 0 - 1
-    mass = fold(
-        x_N, token_N, n, best, scale, 0.0, high, low, low_token, SIGN, 0, MASS, LIST, LISTED
-    )
-    target = tl.minimum(uniform * mass, mass * _LAST_SHARE)
-    chosen, rank = _reach(
-        x_N, token_N, n, best, scale, high, low, low_token, target, True, LIST, SHIFT, LISTED
-    )
-    token = nth(x_N, token_N, n, chosen, rank, TOKEN_BITS, LIST, LISTED)
+            if near:
+                mass, _, high, bottom = measure(
+                    x_V, vocab, list_N, found, holds, left, centre, -place, (best, scale), LIST
+                )
+                low_token = tl.where(bottom > low, EVERY_ID, low_token)
+                low = tl.maximum(low, bottom)
+            elif filters:
+                low = place
+                low_token = tl.where(search == 0, EVERY_ID, token)  # what ties with the k-th stays
+                own = tl.exp2((place - best) * scale).to(tl.float64)
+                mass = tl.where(search == 0, -1.0, above + (rank + 1) * own)
     return token, mass, high, low, low_token
 
 
 @triton.jit
-def _reach(
-    x_N,
-    token_N,
-    n,
-    best,
-    scale,
-    high,
-    low,
-    low_token,
-    target,
-    STRICT: tl.constexpr,
-    LIST: tl.constexpr,
-    SHIFT: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """Where the mass, cumulated best first, reaches `target`, or exceeds it where STRICT.
+def _target(search, mass, top_k, top_p, typical_p, uniform):
+    """What the tokens before the end of a search weigh, or how many they are; float64."""
+    # A token stays while what precedes it weighs less than this; the best one always does.
+    nucleus = tl.maximum(top_p * mass, 1e-9)
+    target = tl.where(search == 0, top_k.to(tl.float64), nucleus)
+    target = tl.where(search == 2, typical_p * mass, target)
+    return tl.where(search == 3, tl.minimum(uniform * mass, mass * _LAST_SHARE), target)
 
-    Returns: the key of the token that does it, and its rank among those with this key.
+
+@triton.jit
+def _placed(x_V, list_N, n, left, order, warp, LIST: tl.constexpr):
+    """A list's tokens in the order of a search, what they weigh, and their ids."""
+    x, token = listed(x_V, list_N, n, LIST)
+    y, weight = place_and_weigh(x, token, left, order, warp)
+    return y, weight, token
+
+
+@triton.jit
+def _reach(
+    x_V, vocab, list_N, bound, found, holds, left, order, warp, inverse, mass, target, strict,
+    LIST: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """Where what is cumulated in an order reaches a target.
+
+    Args:
+        holds: whether the list of the best tokens holds all that are left.
+        order, warp: see `place_and_weigh`.
+        mass: of all that are left; unused where tokens are counted.
+        strict: whether it has to exceed the target.
+
+    Returns: the place; what stands before it, float64; the rank, among all at this place, of the
+    token that reaches the target; and its id.
     """
-    key = highest(
-        x_N, token_N, n, best, scale, 0.0, high, low, low_token, target,
-        STRICT, MASS, LIST, SHIFT, LISTED,
-    )  # fmt: skip
-    above = fold(
-        x_N, token_N, n, best, scale, 0.0, high, low, low_token, key + 1, 0, MASS, LIST, LISTED
-    )
-    ties = fold(
-        x_N,
-        token_N,
-        n,
-        best,
-        scale,
-        0.0,
-        high,
-        low,
-        low_token,
-        key,
-        ABOVE_ALL,
-        TIES,
-        LIST,
-        LISTED,
-    )
-    weight = exact(tl.exp2((x_of(key) - best) * scale).to(tl.float64), LIST)
-    share = (target - above) / weight
-    rank = tl.floor(share) if STRICT else tl.ceil(share) - 1
-    rank = tl.maximum(tl.minimum(rank, ties - 1), 0.0)
-    return key, rank
+    near = order[0]
+    shift = tl.where(near, 0, SHIFT)
+    n = tl.where(found <= LIST, found, 0)
+    y, weight, token = _placed(x_V, list_N, n, left, order, warp, LIST)
+    before = tl.where(near, 0, tl.sum((y > -float("inf")).to(tl.int32), axis=0))
+    above = tl.where(near, 0.0, tl.sum(weight, axis=0).to(tl.float64))
+    lo = key_of(tl.min(tl.where(y > -float("inf"), y, float("inf")), axis=0))
+    hi = key_of(tl.max(y, axis=0))
+    reached = reaches(above, target, strict) & (n > 0) & (near == 0)
+    ties = vocab * 0
+    if (holds | reached) == 0:
+        first = tl.where(near, 0, tl.where(n > 0, key_of(bound) - 1, key_of(warp[0])))
+        last = lowest(vocab, left, order, warp, inverse, mass, target)
+        lo, hi, above, many = narrow(
+            x_V, vocab, left, order, warp, target, strict, last, first, above, before, shift, LIST
+        )
+        if many > 0:
+            list_N += LIST
+            n = tl.where(many <= LIST, many, 0)
+            ties = tl.where(many <= LIST, 0, many)
+            list_between(x_V, vocab, list_N, left, order, warp, lo, hi, LIST)
+        else:
+            above = above * 0
+        y, weight, token = _placed(x_V, list_N, n, left, order, warp, LIST)
+        if ties == 0:
+            lo = key_of(tl.min(tl.where(y > -float("inf"), y, float("inf")), axis=0))
+            hi = key_of(tl.max(y, axis=0))
+    else:
+        above = above * 0
+    place = x_of(highest(y, weight, above, target, strict, lo, hi, shift))
+    above += tl.sum(tl.where(y > place, weight, 0.0), axis=0).to(tl.float64)
+    own = tl.exp2((place - warp[0]) * warp[1]).to(tl.float64)
+    share = (target - above) / own
+    rank = tl.where(strict, tl.floor(share), tl.ceil(share) - 1)
+    if ties > 0:
+        rank = tl.maximum(tl.minimum(rank, ties - 1), 0.0)
+        chosen = nth_of_row(x_V, vocab, place, rank.to(tl.int32), LIST)
+    else:
+        listed_ties = tl.sum((y == place).to(tl.int32), axis=0)
+        rank = tl.maximum(tl.minimum(rank, listed_ties - 1), 0.0)
+        chosen = nth_of_list(y, token, place, rank.to(tl.int32))
+    return place, above, rank, chosen
+
+
+@triton.jit
+def _exact(x, BOUND: tl.constexpr):
+    """Rounds float64 so that all sums up to BOUND, a power of two, are exact, in any order."""
+    return (x + BOUND) - BOUND
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Which rows of a step take which path through the sampler."""
 
-# S sampled rows · L rows with a list · R rows of a group
+# S sampled rows · R rows of a group
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from headrace.ops.sampling.base import Feature, SampleRows
 
 # What makes a draw go through the tokens best first.
 SORTS = Feature.FILTERED | Feature.TYPICAL
+
+# What changes logits.
+EDITS = Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN
 
 
 class Groups:
@@ -32,27 +35,21 @@ class Groups:
         self.whole_R = np.flatnonzero(sampled_S & ~sorted_S)
         self.sorted_R = np.flatnonzero(sorted_S)
         self.raw_R = np.flatnonzero(raw_S)
-        # Rows whose best tokens are listed: for a draw, for alternatives or for both.
-        self.listed_L = np.flatnonzero(sorted_S | (top_S & ~raw_S))
-        self.raw_listed_L = np.flatnonzero(raw_S & top_S)
         self.top_R = np.flatnonzero(top_S & ~raw_S)
+        self.raw_top_R = np.flatnonzero(top_S & raw_S)
         top_n_S = np.zeros_like(feature_S) if rows.top_n_S is None else rows.top_n_S
-        self.top_n_S = np.where(top_S, top_n_S, 0)
+        self.top_n_R = top_n_S[self.top_R]
+        self.raw_top_n_R = top_n_S[self.raw_top_R]
         columns = {
-            "features": feature_S,
+            "features": feature_S if self.features & EDITS else self.best_R[:0],
             "best": self.best_R,
             "whole": self.whole_R,
             "sorted": self.sorted_R,
-            "sorted_list": np.searchsorted(self.listed_L, self.sorted_R),
-            "listed": self.listed_L,
-            "least": np.where(raw_S, 0, self.top_n_S)[self.listed_L],
             "top": self.top_R,
-            "top_list": np.searchsorted(self.listed_L, self.top_R),
-            "top_n": self.top_n_S[self.top_R],
+            "top_n": self.top_n_R,
             "raw": self.raw_R,
-            "raw_listed": self.raw_listed_L,
-            "raw_list": np.arange(self.raw_listed_L.size),
-            "raw_top_n": self.top_n_S[self.raw_listed_L],
+            "raw_top": self.raw_top_R,
+            "raw_top_n": self.raw_top_n_R,
         }
         self._columns = {name: column for name, column in columns.items() if column.size}
         self._sent: dict[str, Tensor] = {}

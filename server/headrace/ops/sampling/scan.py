@@ -128,18 +128,33 @@ def x_of(key):
 
 
 @triton.jit
-def store_frame(frame_SF, limits_SF, row, best, inverse, log_mass, high, low, low_token):
-    """What is left of a row's distribution, and how probable its tokens are.
+def store_frame(frame_SF, row, best, inverse, log_mass, high, low, low_token):
+    """What is left of a row's distribution, and how probable its tokens are; float64.
 
-    log p(x) = (x - best) · inverse - log_mass. Left are the keys up to `high` and above `low`, and
-    those at `low` up to the id `low_token`: every filter leaves such an interval.
+    log p(x) = (x - best) · inverse - log_mass. Left are the logits up to `high` and above `low`,
+    and those at `low` up to the id `low_token`: every filter leaves such an interval.
     """
-    tl.store(frame_SF + row * 3, best.to(tl.float64))
-    tl.store(frame_SF + row * 3 + 1, inverse)
-    tl.store(frame_SF + row * 3 + 2, log_mass)
-    tl.store(limits_SF + row * 3, high)
-    tl.store(limits_SF + row * 3 + 1, low)
-    tl.store(limits_SF + row * 3 + 2, low_token)
+    frame_F = frame_SF + row * 6
+    tl.store(frame_F, best.to(tl.float64))
+    tl.store(frame_F + 1, inverse)
+    tl.store(frame_F + 2, log_mass)
+    tl.store(frame_F + 3, high)
+    tl.store(frame_F + 4, low)
+    tl.store(frame_F + 5, low_token)
+
+
+@triton.jit
+def load_frame(frame_SF, row):
+    """What `store_frame` stored."""
+    frame_F = frame_SF + row * 6
+    return (
+        tl.load(frame_F),
+        tl.load(frame_F + 1),
+        tl.load(frame_F + 2),
+        tl.load(frame_F + 3).to(tl.float32),
+        tl.load(frame_F + 4).to(tl.float32),
+        tl.load(frame_F + 5).to(tl.int32),
+    )
 
 
 @triton.jit(do_not_specialize_on_alignment=["token_S", "logprob_S", "bad_S"])
@@ -154,7 +169,6 @@ def best_kernel(
     logprob_S,
     bad_S,
     frame_SF,  # see `store_frame`; unused unless CHOSEN
-    limits_SF,
     vocab,
     pieces,
     PIECES: tl.constexpr,  # the power of two at or above `pieces`
@@ -181,7 +195,7 @@ def best_kernel(
     if ACCEPT:
         tl.store(last_token_Z + tl.load(slot_S + row), token)
     if CHOSEN:
-        store_frame(frame_SF, limits_SF, row, best, 1.0, log_mass, KEY_INF, -KEY_INF, -1)
+        store_frame(frame_SF, row, best, 1.0, log_mass, float("inf"), -float("inf"), -1)
 
 
 @triton.jit
@@ -194,7 +208,6 @@ def raw_kernel(
     token_S,
     logprob_S,
     frame_SF,  # see `store_frame`
-    limits_SF,
     pieces,
     PIECES: tl.constexpr,
     PDL: tl.constexpr,
@@ -210,4 +223,4 @@ def raw_kernel(
     log_mass = tl.log(mass)
     logprob = (x - best).to(tl.float64) - log_mass
     tl.store(logprob_S + row, tl.where(bad, 0.0, logprob).to(tl.float32))
-    store_frame(frame_SF, limits_SF, row, best, 1.0, log_mass, KEY_INF, -KEY_INF, -1)
+    store_frame(frame_SF, row, best, 1.0, log_mass, float("inf"), -float("inf"), -1)

@@ -8,7 +8,7 @@ about 1e-6 of the boundary between two tokens may fall on either side, and a nuc
 within 1e-6 of top-p may hold one token more or less. A row whose every token is banned is bad.
 """
 
-# S sampled rows · V vocabulary · C pieces of a row · X chunks · Z slots · L rows with a list
+# S sampled rows · V vocabulary · C pieces of a row · X chunks · Z slots
 # R rows of a launch · K alternatives
 
 from __future__ import annotations
@@ -24,14 +24,8 @@ from torch import Tensor
 
 from headrace.ops.sampling.base import Alternatives, Feature, Knobs, SampleRows, Samples
 from headrace.ops.sampling.draw import draw_filtered_kernel, draw_whole_kernel, edit_kernel
-from headrace.ops.sampling.groups import Groups
-from headrace.ops.sampling.lists import (
-    CANDIDATES,
-    LIST,
-    alternatives_kernel,
-    bound_kernel,
-    collect_kernel,
-)
+from headrace.ops.sampling.groups import EDITS, Groups
+from headrace.ops.sampling.lists import CANDIDATES, LIST, alternatives_kernel
 from headrace.ops.sampling.scan import CHUNK, PIECE, best_kernel, raw_kernel, scan_kernel
 from headrace.ops.triton import Gpu
 
@@ -44,8 +38,6 @@ TIES_MAX = 32
 
 # Low bits of `key_of` that are zero for every logit of a dtype.
 ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
-
-EDITS = Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN
 
 
 @dataclass(frozen=True)
@@ -91,27 +83,17 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The best tokens of some rows; see `collect_kernel`."""
-
-    found_L: Tensor
-    list_LN: Tensor
-    list_token_LN: Tensor
-
-
-@dataclass(frozen=True)
 class Drawn:
     """What a step's kernels fill, a row each."""
 
     samples: Samples
-    frame_SF: Tensor
-    limits_SF: Tensor
+    frame_SF: Tensor  # see `store_frame`
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """In the order in which kernels take them."""
         made = self.samples
-        return made.token_S, made.logprob_S, made.bad_S, self.frame_SF, self.limits_SF
+        return made.token_S, made.logprob_S, made.bad_S, self.frame_SF
 
 
 class TritonSampling:
@@ -164,30 +146,20 @@ class TritonSampling:
         if groups.features & Feature.SAMPLED:
             assert rows.knobs is not None
             temperature_S = rows.knobs.temperature_S
-        scan = self.scan(x_SV, temperature_S=temperature_S, maxima=groups.listed_L.size > 0)
+        lists = groups.sorted_R.size + groups.top_R.size > 0
+        scan = self.scan(x_SV, temperature_S=temperature_S, maxima=lists)
         drawn = _empty_drawn(logits_SV)
         if groups.best_R.size:
             self._best(scan, drawn.samples, chosen=(groups["best"], groups.best_R.size, drawn))
         if groups.whole_R.size:
             self._draw_whole(scan, rows, groups, drawn)
-        lists = None
-        if groups.listed_L.size:
-            filters = None
-            if groups.sorted_R.size:
-                assert rows.knobs is not None
-                filters = groups["features"], rows.knobs.top_k_S
-            count = groups.listed_L.size
-            lists = self._list(scan, groups["listed"], groups["least"], count, filters)
         if groups.sorted_R.size:
-            assert lists is not None
-            self._draw_filtered(scan, lists, rows, groups, drawn)
+            self._draw_filtered(scan, rows, groups, drawn)
         alternatives: list[Alternatives] = []
         if groups.top_R.size:
-            assert lists is not None
-            columns = groups["top"], groups["top_list"], groups["top_n"]
-            top_n_R = groups.top_n_S[groups.top_R]
+            columns = groups["top"], groups["top_n"]
             alternatives.append(
-                self._alternatives(scan, lists, drawn, groups.top_R, top_n_R, columns)
+                self._alternatives(scan, drawn, groups.top_R, groups.top_n_R, columns)
             )
         if groups.raw_R.size:
             alternatives += self._raw(logits_SV, groups, drawn)
@@ -269,11 +241,6 @@ class TritonSampling:
         rows, vocab = scan.x_SV.shape
         slot_S, last_token_Z = accept or (scan.where_SC, scan.where_SC)
         row_R, count = (scan.where_SC, rows) if chosen is None else chosen[:2]
-        frame_SF, limits_SF = (
-            (scan.best_SC, scan.where_SC)
-            if chosen is None
-            else (chosen[2].frame_SF, chosen[2].limits_SF)
-        )
         self._gpu.run(
             best_kernel,
             (count,),
@@ -286,8 +253,7 @@ class TritonSampling:
             out.token_S,
             out.logprob_S,
             out.bad_S,
-            frame_SF,
-            limits_SF,
+            scan.best_SC if chosen is None else chosen[2].frame_SF,
             vocab,
             scan.pieces,
             PIECES=triton.next_power_of_2(scan.pieces),
@@ -346,99 +312,49 @@ class TritonSampling:
             warps=8,
         )
 
-    def _list(
-        self,
-        scan: Scan,
-        row_L: Tensor,
-        least_L: Tensor,
-        count: int,
-        filters: tuple[Tensor, Tensor] | None,
-    ) -> Lists:
-        """Lists the best tokens of some rows.
-
-        Args:
-            least_L: how many at least.
-            count: of rows.
-            filters: features and top-k of all rows, where these want lists.
-        """
-        assert scan.maxima_SX is not None
-        sizes, where = self._sizes, scan.x_SV.device
-        bound_L = torch.empty(count, dtype=torch.int32, device=where)
-        lists = Lists(
-            torch.empty_like(bound_L),
-            torch.empty((count, sizes.listed), dtype=torch.float32, device=where),
-            torch.empty((count, sizes.listed), dtype=torch.int32, device=where),
-        )
-        features_S, top_k_S = filters or (row_L, row_L)
-        self._gpu.run(
-            bound_kernel,
-            (count,),
-            scan.maxima_SX,
-            scan.maxima_SX.shape[1],
-            scan.x_SV.shape[1],
-            row_L,
-            least_L,
-            features_S,
-            top_k_S,
-            bound_L,
-            lists.found_L,
-            CHUNK=CHUNK,
-            LIST=sizes.listed,
-            CANDIDATES=sizes.candidates,
-            FILTERS=filters is not None,
-            SHIFT=ZERO_BITS[scan.x_SV.dtype],
-            warps=8,
-        )
-        self._gpu.run(
-            collect_kernel,
-            (scan.pieces, count),
-            *_logits(scan.x_SV),
-            scan.best_SC,
-            scan.pieces,
-            row_L,
-            bound_L,
-            lists.found_L,
-            lists.list_LN,
-            lists.list_token_LN,
-            PIECE=sizes.piece,
-            LIST=sizes.listed,
-            warps=8,
-        )
-        return lists
-
-    def _draw_filtered(
-        self, scan: Scan, lists: Lists, rows: SampleRows, groups: Groups, drawn: Drawn
-    ) -> None:
-        assert rows.knobs is not None
-        knobs = rows.knobs
+    def _draw_filtered(self, scan: Scan, rows: SampleRows, groups: Groups, drawn: Drawn) -> None:
+        assert rows.knobs is not None and scan.maxima_SX is not None
+        knobs, count = rows.knobs, groups.sorted_R.size
         self._gpu.run(
             draw_filtered_kernel,
-            (groups.sorted_R.size,),
+            (count,),
             *_logits(scan.x_SV),
             scan.best_SC,
             scan.mass_SC,
+            scan.maxima_SX,
+            scan.maxima_SX.stride(0),
             groups["sorted"],
-            groups["sorted_list"],
-            lists.found_L,
-            lists.list_LN,
-            lists.list_token_LN,
+            self._room(scan, count),
             knobs.top_k_S,
             *_columns(knobs.temperature_S, knobs.top_p_S, knobs.typical_p_S, knobs.min_p_S),
             rows.uniform_S,
             *drawn.outputs,
             scan.pieces,
             PIECES=triton.next_power_of_2(scan.pieces),
-            TOKEN_BITS=scan.x_SV.shape[1].bit_length(),
-            LIST=self._sizes.listed,
-            SHIFT=ZERO_BITS[scan.x_SV.dtype],
+            CANDIDATES=self._sizes.candidates,
+            **self._list_sizes(scan),
             warps=16,
+            maxnreg=64,  # two programs a multiprocessor: their searches mostly wait
         )
+
+    def _room(self, scan: Scan, rows: int) -> Tensor:
+        """For two lists a row."""
+        size = 2 * rows * self._sizes.listed
+        return torch.empty(size, dtype=torch.int32, device=scan.x_SV.device)
+
+    def _list_sizes(self, scan: Scan) -> dict[str, int]:
+        """What kernels that list a row's best tokens are compiled for."""
+        return {
+            "CHUNK": CHUNK,
+            "CHUNKS": triton.next_power_of_2(triton.cdiv(scan.x_SV.shape[1], CHUNK)),
+            "LIST": self._sizes.listed,
+            "SHIFT": ZERO_BITS[scan.x_SV.dtype],
+        }
 
     def _raw(self, logits_SV: Tensor, groups: Groups, drawn: Drawn) -> list[Alternatives]:
         """Tells log-probabilities by the logits as they were given, to rows that want that."""
-        count, count_listed = groups.raw_R.size, groups.raw_listed_L.size
-        chosen = groups["raw"], count
-        scan = self.scan(logits_SV, maxima=count_listed > 0, chosen=chosen)
+        count, lists = groups.raw_R.size, groups.raw_top_R.size > 0
+        scan = self.scan(logits_SV, maxima=lists, chosen=(groups["raw"], count))
         self._gpu.run(
             raw_kernel,
             (count,),
@@ -450,33 +366,29 @@ class TritonSampling:
             drawn.samples.token_S,
             drawn.samples.logprob_S,
             drawn.frame_SF,
-            drawn.limits_SF,
             scan.pieces,
             PIECES=triton.next_power_of_2(scan.pieces),
             warps=1,
         )
-        if not count_listed:
+        if not lists:
             return []
-        row_L, top_n_L = groups["raw_listed"], groups["raw_top_n"]
-        lists = self._list(scan, row_L, top_n_L, count_listed, None)
-        columns = row_L, groups["raw_list"], top_n_L
-        top_n_R = groups.top_n_S[groups.raw_listed_L]
-        return [self._alternatives(scan, lists, drawn, groups.raw_listed_L, top_n_R, columns)]
+        columns = groups["raw_top"], groups["raw_top_n"]
+        return [self._alternatives(scan, drawn, groups.raw_top_R, groups.raw_top_n_R, columns)]
 
     def _alternatives(
         self,
         scan: Scan,
-        lists: Lists,
         drawn: Drawn,
         row_R: np.ndarray,
         top_n_R: np.ndarray,
-        columns: tuple[Tensor, Tensor, Tensor],
+        columns: tuple[Tensor, Tensor],
     ) -> Alternatives:
         """The alternatives of some rows.
 
         Args:
-            columns: on the device, the rows, their lists, and how many each wants.
+            columns: on the device, the rows, and how many each wants.
         """
+        assert scan.maxima_SX is not None
         width = min(int(top_n_R.max()) + TIES_MAX, scan.x_SV.shape[1])
         token_RK = torch.zeros((row_R.size, width), dtype=torch.int64, device=scan.x_SV.device)
         logprob_RK = torch.zeros_like(token_RK, dtype=torch.float32)
@@ -485,17 +397,16 @@ class TritonSampling:
             alternatives_kernel,
             (row_R.size,),
             *_logits(scan.x_SV),
+            scan.maxima_SX,
+            scan.maxima_SX.stride(0),
             *columns,
-            lists.found_L,
-            lists.list_LN,
-            lists.list_token_LN,
+            self._room(scan, row_R.size),
             drawn.frame_SF,
-            drawn.limits_SF,
             count_R,
             token_RK,
             logprob_RK,
             width,
-            LIST=self._sizes.listed,
+            **self._list_sizes(scan),
             warps=8,
         )
         return Alternatives(row_R, count_R, token_RK, logprob_RK)
@@ -513,8 +424,8 @@ def empty_samples(logits_SV: Tensor) -> Samples:
 
 def _empty_drawn(logits_SV: Tensor) -> Drawn:
     samples = empty_samples(logits_SV)
-    frame_SF = torch.empty((logits_SV.shape[0], 3), dtype=torch.float64, device=logits_SV.device)
-    return Drawn(samples, frame_SF, torch.empty_like(frame_SF, dtype=torch.int32))
+    frame_SF = torch.empty((logits_SV.shape[0], 6), dtype=torch.float64, device=logits_SV.device)
+    return Drawn(samples, frame_SF)
 
 
 def _made_up(features: Feature, vocab: int, where: torch.device) -> SampleRows:
