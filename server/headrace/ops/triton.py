@@ -63,22 +63,24 @@ def why_not(device: Device) -> str | None:
         return "runs on CUDA devices"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    capability = torch.cuda.get_device_capability(device.torch_device)
-    if capability < CAPABILITY_MIN:
-        return f"compute capability {capability[0]}.{capability[1]} is too old"
+    if device.capability < CAPABILITY_MIN:
+        return "compute capability {}.{} is too old".format(*device.capability)
     return None
 
 
 def gpu(device: Device) -> Gpu:
     """The facts of a device for which `why_not` has no reason."""
-    return gpu_at(device.torch_device)
+    return _gpu(device.capability, device.multiprocessors)
 
 
 def gpu_at(device: torch.device) -> Gpu:
     """The facts of a CUDA device."""
     properties = torch.cuda.get_device_properties(device)
-    capability = (properties.major, properties.minor)
-    return Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
+    return _gpu((properties.major, properties.minor), properties.multi_processor_count)
+
+
+def _gpu(capability: tuple[int, int], multiprocessors: int) -> Gpu:
+    return Gpu(capability, multiprocessors, pdl=capability >= PDL_CAPABILITY)
 
 
 class Triton:
