@@ -9,6 +9,7 @@ from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.engine import Engine, Preparation, Prepared, kv_layout
 from headrace.graphs import buckets, token_buckets
 from headrace.memory import BLOCKS_MIN, Room, plan_memory
+from headrace.ops.triton import settle_keys
 from headrace.runner import Runner
 from headrace.warm import CROWD, warm_plans
 
@@ -35,6 +36,7 @@ def prepare_engine(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepare
     largest step, whose activations stay with torch's allocator.
     """
     device, phases = engine.device, engine.phases
+    settle_keys()
     sizes = graph_sizes(engine, wanted)
     with phases("graphs measured"):
         graph_bytes = _measure_graphs(engine, wanted, sizes)

@@ -6,6 +6,7 @@ import it at their top, and are imported by nobody but a candidate's `made` and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -81,6 +82,23 @@ def gpu_at(device: torch.device) -> Gpu:
 
 def _gpu(capability: tuple[int, int], multiprocessors: int) -> Gpu:
     return Gpu(capability, multiprocessors, pdl=capability >= PDL_CAPABILITY)
+
+
+def settle_keys() -> None:
+    """Has Triton hash all kernels that are imported, in one order; call it before the first launch.
+
+    A kernel's key holds the constants of the functions that it calls only where these were hashed
+    before it. Were each hashed at its first launch, keys would depend on the order of launches,
+    and one process would not find what another one compiled.
+    """
+    if "triton" not in sys.modules:
+        return
+    from triton import JITFunction
+
+    for name in sorted(name for name in sys.modules if name.startswith("headrace.ops.")):
+        for value in list(vars(sys.modules[name]).values()):
+            if isinstance(value, JITFunction):
+                _ = value.cache_key
 
 
 class Triton:
