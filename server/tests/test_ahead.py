@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from test_config import example
 
+from headrace import serve
 from headrace.ahead import child, command, stamp
 from headrace.ahead.child import Ahead
 from headrace.ahead.stamp import KEYS, Wanted, facts_of, is_compiled, mark, read_facts
@@ -150,11 +151,18 @@ def test_a_mark_is_found_in_either_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in (own / stamp.FOLDER).iterdir()] == ["two"]
 
 
+def rehearsed_block_tokens() -> int:
+    text = (ROOT / "server" / "headrace" / "ahead" / "rehearsal.py").read_text()
+    (found,) = re.findall(r"^BLOCK_TOKENS = (\d+)$", text, re.MULTILINE)
+    return int(found)
+
+
 def test_defaults_are_the_launchers() -> None:
     text = (ROOT / "launcher" / "config" / "src" / "resolve.rs").read_text()
     found = dict(re.findall(r"const (\w+): u32 = (\d+);", text))
     assert wanted().running_max == int(found["RUNNING_CUDA"])
     assert wanted().step_tokens_max == int(found["STEP_TOKENS_CUDA"])
+    assert rehearsed_block_tokens() == serve.BLOCK_TOKENS[0]
 
 
 # === a cache that is shipped ===
@@ -187,8 +195,8 @@ def test_shipped_kernels_are_found_wherever_they_were_compiled(
 
 def serving(tmp_path: Path) -> Serve:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.1-8B"]))
-    serve = Serve.parse(example())
-    return dataclasses.replace(serve, model=dataclasses.replace(serve.model, path=tmp_path))
+    made = Serve.parse(example())
+    return dataclasses.replace(made, model=dataclasses.replace(made.model, path=tmp_path))
 
 
 @pytest.fixture
@@ -202,10 +210,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_start_whose_kernels_are_marked_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serve = serving(tmp_path)
-    mark(Wanted.of(serve, HOPPER).name(), "done")
+    started = serving(tmp_path)
+    mark(Wanted.of(started, HOPPER).name(), "done")
     monkeypatch.setattr(subprocess, "Popen", None)
-    ahead = Ahead(serve)
+    ahead = Ahead(started)
     ahead.begin(HOPPER)
     ahead.wait()
     assert not caplog.records
@@ -264,9 +272,8 @@ def test_a_child_that_takes_too_long_is_ended(
 def test_a_folder_without_a_model_is_somebody_elses_to_refuse(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serve = serving(tmp_path)
+    ahead = Ahead(serving(tmp_path))
     (tmp_path / "config.json").write_text("[]")
-    ahead = Ahead(serve)
     ahead.begin(HOPPER)
     ahead.wait()
     (record,) = caplog.records

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 
 from headrace.ahead.stamp import Wanted, is_compiled
 from headrace.config import Serve
@@ -38,7 +39,7 @@ class Ahead:
 
     def begin(self, capability: tuple[int, int]) -> None:
         """Starts the process, unless the kernels of such a start are marked as compiled."""
-        if self._serve.device.reference_ops:
+        if self._serve.device.reference_ops or find_spec("triton") is None:
             return
         try:
             wanted = Wanted.of(self._serve, capability)

@@ -75,15 +75,16 @@ def compile_all(wanted: Wanted, small: bool = False) -> dict[str, str]:
             knobs.compilation.store_binary_only = True
         variants = variants_wanted(wanted)
         recorded = time.perf_counter() - begin
-        compiled = compile_variants(variants, wanted.capability, usable_cores() // wanted.ranks)
+        compiled = compile_variants(variants, wanted.capability, usable_cores())
         seconds = time.perf_counter() - begin
         if compiled.missing:
             return {"error": "; ".join(compiled.missing)}
-        slowest = ", ".join(f"{kernel} {s:.1f} s" for kernel, s in compiled.slowest[:1])
         done = (
             f"{compiled.kernels} kernels in {seconds:.1f} s, {recorded:.1f} of them to find out "
-            f"which; {compiled.cpu_s:.1f} s of processors, the longest {slowest}"
+            f"which; {compiled.cpu_s:.1f} s of processors"
         )
+        for kernel, longest in compiled.slowest[:1]:
+            done += f", the longest {kernel}: {longest:.1f} s"
         mark(name, done)
         return {"done": done}
 

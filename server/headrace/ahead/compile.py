@@ -29,7 +29,7 @@ from triton.runtime.cache import triton_key
 
 from headrace.ahead.rehearsal import Variant, standing_in, target_of
 
-# Processes at most. Each takes some 300 MB; a start has about sixty kernels.
+# Processes at most: a start has about sixty kernels, and the longest of them bounds the whole.
 WORKERS_MAX = 16
 
 # Kernels that take longest, in the order in which they are begun.

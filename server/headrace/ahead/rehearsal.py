@@ -124,7 +124,7 @@ def recording() -> Iterator[list[Variant]]:
         kernel = fn.jit_function
         signature = tuple(compile["signature"].items())
         found.append(Variant(kernel, compile["specialization_data"], repr(signature)))
-        compiled = kernel.device_caches[driver.active.get_current_device()][0]
+        compiled = kernel.device_caches[compile["device"]][0]
         compiled[key] = _NotCompiled()  # Later launches of the same end there.
         stopped.append((compiled, key))
         return True
@@ -184,7 +184,7 @@ class _Driver:
 
     def get_current_device(self) -> int:
         """A number a target: Triton remembers a device's target by it."""
-        return self._target.arch
+        return int(self._target.arch)
 
     def get_current_stream(self, device: int) -> int:
         del device

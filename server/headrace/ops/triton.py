@@ -7,7 +7,9 @@ import it at their top, and are imported by nobody but a candidate's `made` and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,29 @@ def settle_keys() -> None:
         for value in list(vars(sys.modules[name]).values()):
             if isinstance(value, JITFunction):
                 _ = value.cache_key
+
+
+@contextmanager
+def counting_kernels() -> Iterator[Counter[str]]:
+    """Counts kernels that are launched for the first time: `found` in the cache, or `compiled`."""
+    counted: Counter[str] = Counter()
+    if "triton" not in sys.modules:
+        yield counted
+        return
+    from triton import knobs
+
+    before = knobs.compilation.listener
+
+    def listen(*, cache_hit: bool, **rest: Any) -> None:
+        counted["found" if cache_hit else "compiled"] += 1
+        if before is not None:
+            before(cache_hit=cache_hit, **rest)
+
+    knobs.compilation.listener = listen
+    try:
+        yield counted
+    finally:
+        knobs.compilation.listener = before
 
 
 class Triton:
