@@ -43,6 +43,11 @@ def recorded(**differences: Any) -> list[str]:
     return sorted(f"{variant.name} {variant.data}" for variant in variants)
 
 
+def draws(variants: list[str]) -> list[str]:
+    """Those that draw tokens of every step by any feature."""
+    return [line for line in variants if line.startswith(("draw_", "bound_", "collect_", "edit_"))]
+
+
 def hits_of_launches(wanted: Wanted) -> dict[str, int]:
     """Launches the quick kernels as a start does; returns whether they were found in the cache."""
     found: Counter[str] = Counter()
@@ -70,7 +75,7 @@ def main() -> None:
         "names": dict(Counter(variant.name for variant in variants)),
         "dynamo": "torch._dynamo" in sys.modules,
         "again": recorded() == recorded(),
-        "two ranks": len(recorded(ranks=2)),
+        "group draws": draws(recorded(ranks=2)) == draws(recorded()),
         "more layers": recorded(model={"num_hidden_layers": 40}) == recorded(),
         "ampere": [line for line in recorded(capability=(8, 0)) if '"launch_pdl": true' in line],
     }

@@ -68,6 +68,10 @@ def test_rehearsals_agree_and_layers_of_a_kind_count_once(told: dict[str, Any]) 
     assert told["again"] and told["more layers"]
 
 
+def test_ranks_of_a_group_draw_from_all_logits(told: dict[str, Any]) -> None:
+    assert told["group draws"]
+
+
 def test_no_kernel_is_compiled_for_a_number_of_multiprocessors(told: dict[str, Any]) -> None:
     assert told["other multiprocessors"]
 
@@ -229,11 +233,20 @@ def saying(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(child.subprocess, "Popen", begin)
 
 
+# Succeeds if its lifeline is still there when it is done.
+WATCHFUL = """
+import select, sys
+sys.stdin.readline()
+closed, _, _ = select.select([0], [], [], 0.3)
+print('{"error": "the lifeline was cut"}' if closed else '{"done": "all"}')
+"""
+
+
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("program", "level", "sentence"),
     [
-        ('print(input()[:0] + \'{"done": "all"}\')', logging.INFO, "compiled ahead: all"),
+        (WATCHFUL, logging.INFO, "compiled ahead: all"),
         ('input(); print(\'{"error": "why"}\')', logging.WARNING, "first launch: why"),
         ("import os; os._exit(7)", logging.WARNING, "status 7"),
         ("import os; os.kill(os.getpid(), 9)", logging.WARNING, "status -9"),

@@ -70,11 +70,15 @@ class Ahead:
             if self._why:
                 log.warning("no kernels were compiled ahead: %s", self._why)
             return
+        assert process.stdin is not None and process.stdout is not None
         try:
-            told, _ = process.communicate(timeout=max(0.0, WAIT_S - (time.monotonic() - begin)))
+            # Its line fits into the pipe; its lifeline must stay open.
+            process.wait(max(0.0, WAIT_S - (time.monotonic() - begin)))
+            told = process.stdout.read()
         except subprocess.TimeoutExpired:
             process.kill()
             told = json.dumps({"error": f"it takes more than {WAIT_S:.0f} s"})
+        process.stdin.close()
         _tell(told, process.wait())
 
 

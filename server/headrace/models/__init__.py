@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from headrace import quant
 from headrace.comm import SingleComm
@@ -173,6 +174,10 @@ class Place(SingleComm):
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
+
+    def all_gather(self, x: Tensor, dim: int) -> Tensor:
+        """Of the shape that it has in a group."""
+        return torch.cat([x] * self.size, dim)
 
 
 def _names(architecture: Any, spec: ModelSpec) -> Names:
