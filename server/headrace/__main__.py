@@ -1,4 +1,4 @@
-"""`python -m headrace shard | replay | describe | download`."""
+"""`python -m headrace shard | replay | describe | compile | download`."""
 
 import argparse
 import json
@@ -7,7 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from headrace.config import Serve, prepare_process
+from headrace.ahead.child import Ahead
+from headrace.ahead.command import add_arguments
+from headrace.ahead.command import run as compile_kernels
+from headrace.config import Serve, keep_kernels, prepare_process
 from headrace.errors import HeadraceError
 from headrace.startup import Phases, open_driver, process_age, read_ahead
 
@@ -20,6 +23,8 @@ def main(argv: list[str]) -> int:
         return hub.main(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.run is _compile:
+            return _compile(arguments)
         serve = _configuration(arguments)
         prepare_process(serve)
         return arguments.run(serve, arguments)
@@ -48,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--model", type=Path, help="folder of the model, if it has moved")
         else:
             command.add_argument("--rank", type=int, default=0)
+    command = commands.add_parser("compile", help="compile a GPU's kernels before they are needed")
+    add_arguments(command)
+    command.set_defaults(run=_compile)
     commands.add_parser("download", help="fetch a model's files; see download --help")
     return parser
 
@@ -65,8 +73,9 @@ def _configuration(arguments: argparse.Namespace) -> Serve:
 
 def _shard(serve: Serve, arguments: argparse.Namespace) -> int:
     phases = Phases(process_age())
+    ahead = Ahead(serve)
     if serve.device.kind != "cpu":
-        open_driver(serve.shard(arguments.rank).device_index)
+        ahead.after(open_driver(serve.shard(arguments.rank).device_index, ahead.begin))
     if arguments.rank == 0 and serve.model.load_format != "dummy":
         read_ahead(serve.model.path)
     with phases("imports"):
@@ -74,11 +83,16 @@ def _shard(serve: Serve, arguments: argparse.Namespace) -> int:
         from headrace.telemetry import start_logging
 
     listener = start_logging(serve.telemetry, arguments.rank)
-    status = run_shard(serve, arguments.rank, phases)
+    status = run_shard(serve, arguments.rank, phases, ahead.wait)
     listener.stop()
     sys.stdout.flush()
     # Threads of gRPC and of the device may still be at work; nothing they hold needs them.
     os._exit(status)
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    keep_kernels()
+    return compile_kernels(arguments)
 
 
 def _replay(serve: Serve, arguments: argparse.Namespace) -> int:

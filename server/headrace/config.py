@@ -28,6 +28,9 @@ M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 KEPT_BYTES = 1 << 30
 
+# Compiled kernels that an image brings, if it does; in the package, so that no volume hides them.
+SHIPPED_KERNELS = Path(__file__).parent / "_triton"
+
 Section = TypeVar("Section")
 
 
@@ -167,13 +170,32 @@ def prepare_process(serve: Serve) -> None:
         _keep_freed_memory()
     os.environ.setdefault("GOMP_SPINCOUNT", str(OMP_SPIN_COUNT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    # Compiled kernels are found again by the next start; an image that brings some sets its own.
-    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(cache) / "headrace" / "triton"))
+    keep_kernels()
     host = serve.shards[0].rendezvous.rpartition(":")[0]
     if host in ("127.0.0.1", "localhost"):
         # A host name that does not resolve would otherwise end gloo's start.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def keep_kernels(folder: Path | None = None) -> None:
+    """Says where Triton finds compiled kernels, and where it puts new ones.
+
+    Args:
+        folder: the only one; None: those that an image brings, then the user's.
+    """
+    if folder is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(folder)
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(cache) / "headrace" / "triton"))
+    if SHIPPED_KERNELS.is_dir():
+        os.environ.setdefault("TRITON_CACHE_MANAGER", "headrace.ahead.shipped:ShippedFirst")
+
+
+def kernel_caches() -> list[Path]:
+    """Where compiled kernels are looked for, after `keep_kernels`; the last is written to."""
+    own = Path(os.environ["TRITON_CACHE_DIR"])
+    return [SHIPPED_KERNELS, own] if "TRITON_CACHE_MANAGER" in os.environ else [own]
 
 
 def _keep_freed_memory() -> None:

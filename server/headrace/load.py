@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -28,13 +29,19 @@ DTYPES = {
 }
 
 
-def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine:
+def load_engine(
+    serve: Serve,
+    rank: int,
+    phases: Phases | None = None,
+    kernels: Callable[[], None] | None = None,
+) -> Engine:
     """Loads one rank; call it in the thread that will own the device.
 
     Waits for the other ranks of the group. What was chosen, and why, goes to the log.
 
     Args:
         phases: measures what the seconds are spent on.
+        kernels: waits for what others compile; called before the first of them is launched.
     """
     begin = time.perf_counter()
     phases = phases or Phases()
@@ -70,6 +77,9 @@ def load_engine(serve: Serve, rank: int, phases: Phases | None = None) -> Engine
         loading=loading,
         phases=phases,
     )
+    if kernels is not None:
+        with phases("kernels"):
+            kernels()
     log.info("%-16s %s", "step", model.step_choice)
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
     engine = engine_of(

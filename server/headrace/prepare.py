@@ -9,6 +9,7 @@ from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.engine import Engine, Preparation, Prepared, kv_layout
 from headrace.graphs import buckets, token_buckets
 from headrace.memory import BLOCKS_MIN, Room, plan_memory
+from headrace.ops.triton import counting_kernels, settle_keys
 from headrace.runner import Runner
 from headrace.warm import CROWD, warm_plans
 
@@ -32,6 +33,15 @@ def prepare_engine(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepare
     What is allocated later is measured here: graphs first, which are then thrown away; then the
     largest step, whose activations stay with torch's allocator.
     """
+    settle_keys()
+    with counting_kernels() as kernels:
+        prepared = _prepare(engine, wanted)
+    if kernels:
+        log.info("kernels: %d found compiled, %d compiled", kernels["found"], kernels["compiled"])
+    return prepared
+
+
+def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     device, phases = engine.device, engine.phases
     engine.comm.reserve(wanted.step_tokens_max * engine.width, engine.dtype)
     sizes = graph_sizes(engine, wanted)

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -49,14 +49,16 @@ OPTIONS = [
 class ShardService:
     """Describe, Prepare and Execute over one executor."""
 
-    def __init__(self, serve: Serve, rank: int, phases: Phases) -> None:
+    def __init__(
+        self, serve: Serve, rank: int, phases: Phases, kernels: Callable[[], None] | None = None
+    ) -> None:
         self._rank = rank
         self._phases = phases
         self._ranks = len(serve.shards)
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[bytes | str] | None = None
         self._executor = Executor(
-            lambda: load_engine(serve, rank, phases),
+            lambda: load_engine(serve, rank, phases, kernels),
             NoTracer(),
             self._post,
             self._post,
@@ -162,11 +164,17 @@ class ShardService:
             log.error("the router does not read results; %d wait", OUTBOX_MAX)
 
 
-def run_shard(serve: Serve, rank: int, phases: Phases) -> int:
-    """Serves one rank until the lifeline ends or a signal comes; returns the exit status."""
+def run_shard(
+    serve: Serve, rank: int, phases: Phases, kernels: Callable[[], None] | None = None
+) -> int:
+    """Serves one rank until the lifeline ends or a signal comes; returns the exit status.
+
+    Args:
+        kernels: as for `load_engine`.
+    """
     _watch_lifeline()
     try:
-        asyncio.run(_serve(serve, rank, phases))
+        asyncio.run(_serve(serve, rank, phases, kernels))
     except Exception as error:
         if not isinstance(error, HeadraceError):
             log.exception("the shard failed")
@@ -175,8 +183,10 @@ def run_shard(serve: Serve, rank: int, phases: Phases) -> int:
     return 0
 
 
-async def _serve(serve: Serve, rank: int, phases: Phases) -> None:
-    service = ShardService(serve, rank, phases)
+async def _serve(
+    serve: Serve, rank: int, phases: Phases, kernels: Callable[[], None] | None
+) -> None:
+    service = ShardService(serve, rank, phases, kernels)
     await service.load()
     socket = serve.shard(rank).socket
     socket.unlink(missing_ok=True)

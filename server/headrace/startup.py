@@ -6,14 +6,17 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # An age beyond this is a clock that cannot be trusted, not a slow interpreter.
 _AGE_MAX_S = 60.0
 # Bytes that are asked for at once; the kernel cuts them into requests of its own.
 _AHEAD_BYTES = 64 << 20
+# The driver's numbers of the two parts of a compute capability.
+_CAPABILITY = 75, 76
 
 
 class Phases:
@@ -113,11 +116,16 @@ def read_ahead(folder: Path) -> threading.Thread | None:
     return thread
 
 
-def open_driver(index: int) -> threading.Thread:
+def open_driver(
+    index: int, found: Callable[[tuple[int, int]], None] | None = None
+) -> threading.Thread:
     """Has the CUDA driver make a device's context while Python imports its libraries.
 
     PyTorch will share it: a device has one primary context a process. Where there is no driver,
     or it refuses, PyTorch will find out by itself and say so.
+
+    Args:
+        found: is told the device's compute capability, in the thread, if there is a device.
     """
 
     def retain() -> None:
@@ -127,8 +135,20 @@ def open_driver(index: int) -> threading.Thread:
             return
         device, context = ctypes.c_int(), ctypes.c_void_p()
         if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), index) == 0:
+            if found is not None:
+                found(_capability(driver, device))
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
     thread = threading.Thread(target=retain, name="driver", daemon=True)
     thread.start()
     return thread
+
+
+def _capability(driver: Any, device: ctypes.c_int) -> tuple[int, int]:
+    found = ctypes.c_int()
+    numbers: list[int] = []
+    for attribute in _CAPABILITY:
+        driver.cuDeviceGetAttribute(ctypes.byref(found), attribute, device)
+        numbers.append(found.value)
+    major, minor = numbers
+    return major, minor

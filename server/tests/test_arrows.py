@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "kv": {"memory", "errors"},
     "memory": {"errors"},
     "startup": set(),
+    "ahead": {"models", "ops", "device", "engine", "prepare", "load", "config", "errors"},
     "hub": {"errors"},
 }
 # May import whatever it tests: nothing that is served imports it (KNOWN_BY).
@@ -45,6 +46,7 @@ KNOWN_BY: dict[str, set[str]] = {
         "telemetry",
     },
     "hub": {"__main__"},
+    "ahead": {"__main__"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

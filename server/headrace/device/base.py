@@ -90,6 +90,8 @@ class Device(Protocol):
         asynchronous: a launch returns before its work is done, so that the next one can be
             made in the meantime; where it is false a result is ready when its launch returns.
         threads: threads an operation may use.
+        capability: the compute capability of a CUDA device; (0, 0) elsewhere.
+        multiprocessors: of a CUDA device; 0 elsewhere.
         graphs: launches can be recorded, and replayed in one call.
         reserve_bytes: what is left free beside the pool: libraries that load code at a first call,
             and the gaps that an allocator leaves.
@@ -100,6 +102,8 @@ class Device(Protocol):
     torch_device: torch.device
     asynchronous: bool
     threads: int
+    capability: tuple[int, int]
+    multiprocessors: int
     graphs: bool
     reserve_bytes: int
 

@@ -30,6 +30,8 @@ class CpuDevice:
 
     kind = "cpu"
     asynchronous = False
+    capability: tuple[int, int] = (0, 0)
+    multiprocessors = 0
     graphs = False
     reserve_bytes = 0
 

@@ -33,7 +33,10 @@ class CudaDevice:
 
     def __init__(self, index: int) -> None:
         self.torch_device = torch.device("cuda", index)
-        self.name = f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+        properties = torch.cuda.get_device_properties(index)
+        self.name = f"cuda:{index} ({properties.name})"
+        self.capability = (properties.major, properties.minor)
+        self.multiprocessors = properties.multi_processor_count
         self._side: torch.cuda.Stream | None = None
         self._graph_pool: Any = None
 
@@ -78,7 +81,7 @@ class CudaDevice:
     def default_dtype(self, checkpoint: torch.dtype) -> DtypeChoice:
         """The checkpoint's own 16-bit dtype, or bfloat16; float16 on devices without it."""
         stored = str(checkpoint).removeprefix("torch.")
-        if torch.cuda.get_device_capability(self.torch_device) < BF16_CAPABILITY:
+        if self.capability < BF16_CAPABILITY:
             return DtypeChoice(torch.float16, f"the device has no bfloat16 (checkpoint: {stored})")
         dtype = torch.float16 if checkpoint == torch.float16 else torch.bfloat16
         return DtypeChoice(dtype, f"the checkpoint is stored in {stored}")

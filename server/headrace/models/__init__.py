@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from headrace import quant
 from headrace.comm import SingleComm
@@ -40,11 +42,15 @@ if TYPE_CHECKING:
 __all__ = [
     "ARCHITECTURES",
     "Decoder",
+    "HfConfig",
     "LocalSpec",
     "ModelSpec",
+    "Place",
     "begin_loading",
     "load_model",
+    "outline_model",
     "read_spec",
+    "spec_of",
 ]
 
 # `architectures[0]` of config.json → the module that describes it.
@@ -58,7 +64,11 @@ ARCHITECTURES = {
 
 def read_spec(path: Path) -> ModelSpec:
     """Reads the facts of the model in a folder; a ConfigError says what is not served."""
-    hf = HfConfig.read(path)
+    return spec_of(HfConfig.read(path))
+
+
+def spec_of(hf: HfConfig) -> ModelSpec:
+    """Returns the facts that a `config.json` states; a ConfigError says what is not served."""
     return _architecture(hf).spec(hf)
 
 
@@ -83,7 +93,7 @@ def begin_loading(
     spec: ModelSpec = architecture.spec(hf)
     # What is read depends on neither the operations nor the other ranks: stand-ins will do.
     table = select(spec.op_spec(dtype, ranks), device, reference=True)
-    build = Build(table, _Place(rank, ranks), dtype, quant.detect(hf.values))
+    build = Build(table, Place(rank, ranks), dtype, quant.detect(hf.values))
     outline = Decoder(build, spec, architecture.RECIPE)
     names = _names(architecture, spec)
     wants = list_wants(outline, names)
@@ -141,12 +151,33 @@ def load_model(
     return model.eval()
 
 
-class _Place(SingleComm):
+def outline_model(
+    hf: HfConfig, *, device: Device, dtype: torch.dtype, comm: Comm, ops: OpTable
+) -> Decoder:
+    """Builds a rank's decoder without weights, for a device without memory.
+
+    It has a layer of every kind that the model has, and the first: more would launch nothing that
+    these do not.
+    """
+    architecture = _architecture(hf)
+    spec: ModelSpec = architecture.spec(hf)
+    windows = spec.windows[:1] + tuple(dict.fromkeys(spec.windows[1:]))
+    spec = replace(spec, layers=len(windows), windows=windows)
+    model = Decoder(Build(ops, comm, dtype, quant.detect(hf.values)), spec, architecture.RECIPE)
+    pack(model, device.torch_device)
+    return model.eval()
+
+
+class Place(SingleComm):
     """A rank among others, for an outline of a model that is never computed."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
+
+    def all_gather(self, x: Tensor, dim: int) -> Tensor:
+        """Of the shape that it has in a group."""
+        return torch.cat([x] * self.size, dim)
 
 
 def _names(architecture: Any, spec: ModelSpec) -> Names:

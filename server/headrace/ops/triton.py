@@ -6,7 +6,10 @@ import it at their top, and are imported by nobody but a candidate's `made` and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -63,22 +66,64 @@ def why_not(device: Device) -> str | None:
         return "runs on CUDA devices"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    capability = torch.cuda.get_device_capability(device.torch_device)
-    if capability < CAPABILITY_MIN:
-        return f"compute capability {capability[0]}.{capability[1]} is too old"
+    if device.capability < CAPABILITY_MIN:
+        return "compute capability {}.{} is too old".format(*device.capability)
     return None
 
 
 def gpu(device: Device) -> Gpu:
     """The facts of a device for which `why_not` has no reason."""
-    return gpu_at(device.torch_device)
+    return _gpu(device.capability, device.multiprocessors)
 
 
 def gpu_at(device: torch.device) -> Gpu:
     """The facts of a CUDA device."""
     properties = torch.cuda.get_device_properties(device)
-    capability = (properties.major, properties.minor)
-    return Gpu(capability, properties.multi_processor_count, capability >= PDL_CAPABILITY)
+    return _gpu((properties.major, properties.minor), properties.multi_processor_count)
+
+
+def _gpu(capability: tuple[int, int], multiprocessors: int) -> Gpu:
+    return Gpu(capability, multiprocessors, pdl=capability >= PDL_CAPABILITY)
+
+
+def settle_keys() -> None:
+    """Has Triton hash all kernels that are imported, in one order; call it before the first launch.
+
+    A kernel's key holds the constants of the functions that it calls only where these were hashed
+    before it. Were each hashed at its first launch, keys would depend on the order of launches,
+    and one process would not find what another one compiled.
+    """
+    if "triton" not in sys.modules:
+        return
+    from triton import JITFunction
+
+    for name in sorted(name for name in sys.modules if name.startswith("headrace.ops.")):
+        for value in list(vars(sys.modules[name]).values()):
+            if isinstance(value, JITFunction):
+                _ = value.cache_key
+
+
+@contextmanager
+def counting_kernels() -> Iterator[Counter[str]]:
+    """Counts kernels that are launched for the first time: `found` in the cache, or `compiled`."""
+    counted: Counter[str] = Counter()
+    if "triton" not in sys.modules:
+        yield counted
+        return
+    from triton import knobs
+
+    before = knobs.compilation.listener
+
+    def listen(*, cache_hit: bool, **rest: Any) -> None:
+        counted["found" if cache_hit else "compiled"] += 1
+        if before is not None:
+            before(cache_hit=cache_hit, **rest)
+
+    knobs.compilation.listener = listen
+    try:
+        yield counted
+    finally:
+        knobs.compilation.listener = before
 
 
 class Triton:

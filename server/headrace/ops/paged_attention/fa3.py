@@ -92,6 +92,8 @@ class Fa3Prefill:
         fresh: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Writes the prefill rows of `o_THE`."""
+        if q_THE.is_meta:
+            return  # A rehearsal without a device: there is nothing to attend to.
         q, out = (q_THE[plan.at :], o_THE[plan.at :]) if plan.at else (q_THE, o_THE)
         first = plan.first_S1
         if fresh is not None and plan.from_zero:

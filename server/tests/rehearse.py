@@ -1,0 +1,95 @@
+"""What a process that is allowed to compile finds out about a tiny model, as JSON.
+
+Tests run Triton in its interpreter; this runs beside them, without it, and compiles three of the
+quickest kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+from triton import knobs
+from triton.compiler.compiler import CompiledKernel
+
+from headrace.ahead import rehearsal
+from headrace.ahead.compile import compile_variants
+from headrace.ahead.stamp import Wanted
+
+HOPPER = (9, 0)
+QUICK = ("rms_norm_kernel", "silu_mul_kernel", "decode_inputs_kernel")
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 320,
+}
+
+
+def recorded(**differences: Any) -> list[str]:
+    wanted = Wanted(TINY, HOPPER, running_max=80, step_tokens_max=256)
+    model = TINY | differences.pop("model", {})
+    variants = rehearsal.variants_wanted(
+        Wanted(**(vars(wanted) | differences | {"model": model})),
+    )
+    return sorted(f"{variant.name} {variant.data}" for variant in variants)
+
+
+def draws(variants: list[str]) -> list[str]:
+    """Those that draw tokens of every step by any feature."""
+    return [line for line in variants if line.startswith(("draw_", "bound_", "collect_", "edit_"))]
+
+
+def hits_of_launches(wanted: Wanted) -> dict[str, int]:
+    """Launches the quick kernels as a start does; returns whether they were found in the cache."""
+    found: Counter[str] = Counter()
+
+    def skip(*, fn: Any, **_: Any) -> bool:
+        return fn.jit_function.__name__ not in QUICK
+
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        found["hits" if cache_hit else "misses"] += 1
+
+    knobs.runtime.jit_cache_hook = skip
+    knobs.compilation.listener = listen
+    # There is nobody to launch on.
+    CompiledKernel.run = property(lambda self: lambda *_: None)
+    CompiledKernel.launch_metadata = lambda *_: None
+    rehearsal.recording = lambda: nullcontext([])
+    rehearsal.variants_wanted(wanted)
+    return dict(found)
+
+
+def main() -> None:
+    wanted = Wanted(TINY, HOPPER, running_max=80, step_tokens_max=256)
+    variants = rehearsal.variants_wanted(wanted)
+    told: dict[str, Any] = {
+        "names": dict(Counter(variant.name for variant in variants)),
+        "dynamo": "torch._dynamo" in sys.modules,
+        "again": recorded() == recorded(),
+        "group draws": draws(recorded(ranks=2)) == draws(recorded()),
+        "more layers": recorded(model={"num_hidden_layers": 40}) == recorded(),
+        "ampere": [line for line in recorded(capability=(8, 0)) if '"launch_pdl": true' in line],
+    }
+    multiprocessors, rehearsal.MULTIPROCESSORS = rehearsal.MULTIPROCESSORS, 78
+    told["other multiprocessors"] = recorded() == sorted(
+        f"{variant.name} {variant.data}" for variant in variants
+    )
+    rehearsal.MULTIPROCESSORS = multiprocessors
+    quick = [variant for variant in variants if variant.name in QUICK]
+    compiled = compile_variants(quick, HOPPER, workers=2)
+    told |= {"quick": len(quick), "compiled": compiled.kernels, "missing": compiled.missing}
+    told["launches"] = hits_of_launches(wanted)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
