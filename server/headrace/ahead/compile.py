@@ -33,7 +33,7 @@ from headrace.ahead.rehearsal import Variant, standing_in, target_of
 WORKERS_MAX = 16
 
 # Kernels that take longest, in the order in which they are begun.
-LONGEST = ("draw_filtered_kernel", "alternatives_kernel", "bound_kernel", "draw_whole_kernel")
+LONGEST = ("draw_filtered_kernel", "alternatives_kernel", "draw_whole_kernel")
 
 _INDEX = struct.Struct("<H")
 _PR_SET_PDEATHSIG = 1

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headrace import quant
 from headrace.comm import SingleComm
+from headrace.device import Peers
 from headrace.layers.build import Build
 from headrace.models.decoder import Decoder
 from headrace.models.fused import fuse
@@ -178,6 +179,12 @@ class Place(SingleComm):
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         """Of the shape that it has in a group."""
         return torch.cat([x] * self.size, dim)
+
+    def share(self, size: int) -> Peers | None:
+        """Memory that is nowhere."""
+        nowhere = torch.empty(size, dtype=torch.uint8, device="meta")
+        address_R = torch.empty(self.size, dtype=torch.int64, device="meta")
+        return Peers(self.rank, self.size, nowhere, address_R)
 
 
 def _names(architecture: Any, spec: ModelSpec) -> Names:

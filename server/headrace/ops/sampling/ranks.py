@@ -41,7 +41,7 @@ def _word(bits_W, word, index: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["rank", "first", "vocab", "pieces"],
-    do_not_specialize_on_alignment=["token_S", "logprob_S", "bad_S"],
+    do_not_specialize_on_alignment=["slot_S", "token_S", "logprob_S", "bad_S"],
 )
 def best_of_ranks_kernel(
     best_SC,
