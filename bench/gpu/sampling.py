@@ -1,6 +1,9 @@
 """The sampler in Triton beside PyTorch's operations, at the vocabulary of Llama-3.1-8B.
 
-    PYTHONPATH=server python3 bench/gpu/sampling.py [--json OUT]
+    PYTHONPATH=server python3 bench/gpu/sampling.py [--short] [--json OUT]
+
+--short prints one table and no more: microseconds of the device, and of the host that launches, by
+kind of draw and rows; tokens are compared first.
 
 Greedy: microseconds a step in a graph over logits that are not in the cache, by how the scan is
 divided, and the share of memory's speed. Draws: microseconds of the device a step (in a graph, the
@@ -40,6 +43,7 @@ CASES = {
     "min-p": [Sampling(temperature=1.0, min_p=0.05)],
     "top-k 50": [Sampling(temperature=0.8, top_k=50)],
     "top-p 0.95": [Sampling(temperature=0.8, top_p=0.95)],
+    "top-k, top-p": [Sampling(temperature=0.8, top_k=50, top_p=0.95)],
     "top-p, wide": [Sampling(temperature=4.0, top_p=0.95)],
     "typical-p": [Sampling(temperature=1.0, typical_p=0.9)],
     "penalties": [Sampling(temperature=0.8, repetition_penalty=1.2, frequency_penalty=0.1)],
@@ -77,7 +81,10 @@ def rows_of(samplings: list[Sampling]) -> SampleRows:
 
 
 def upload(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).pin_memory().to("cuda", non_blocking=True)
+    """As the server's device does it."""
+    pinned = torch.empty(array.shape, dtype=torch.int64, pin_memory=True)
+    pinned.numpy()[...] = array
+    return pinned.to("cuda", non_blocking=True)
 
 
 def batched_sampling() -> BatchedSampling:
@@ -113,6 +120,50 @@ def clock_us(launch: Callable[[], object], seconds: float = 0.1) -> float:
         count += 5
         torch.cuda.synchronize()
     return (time.perf_counter() - began) / count * 1e6
+
+
+SHORT = ["temperature", "top-k 50", "top-p 0.95", "top-k, top-p", "min-p", "typical-p"]
+SHORT += ["top-p, wide"]
+
+
+def host_us(launch: Callable[[], object], calls: int = 30) -> float:
+    """Microseconds a call that the host is busy: calls are fewer than a device's queue takes."""
+    times: list[float] = []
+    for _ in range(7):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(calls):
+            launch()
+        times.append((time.perf_counter() - began) / calls * 1e6)
+        torch.cuda.synchronize()
+    return sorted(times)[len(times) // 2]
+
+
+def short(gpu: Gpu, rows: int) -> dict[str, tuple[float, float]]:
+    """Microseconds of the device and of the host a step, by kind of draw; logits are cold."""
+    inputs = [logits(rows, seed) for seed in range(copies_for(rows * VOCAB * 2, 16))]
+    ours, recorded = TritonSampling(gpu, upload), TritonSampling(gpu, Kept())
+    out, slot_S = empty_samples(inputs[0]), torch.arange(rows, device="cuda")
+    last_token_Z = torch.zeros(rows, dtype=torch.int64, device="cuda")
+    rounds = max(1, 16 // len(inputs))
+    greedy_ = [lambda x=x: ours.greedy_accept(x, slot_S, last_token_Z, out) for x in inputs]
+    times = {"greedy": (graph_us(greedy_, rounds, BUDGET_US), host_us(greedy_[0]))}
+    for name in SHORT:
+        given = rows_of([CASES[name][i % len(CASES[name])] for i in range(rows)])
+        recorded.sample(inputs[0], given)
+        torch.cuda.synchronize()
+        launches = [lambda x=x, rows=given: recorded.sample(x, rows) for x in inputs]
+        device_us = graph_us(launches, rounds, BUDGET_US)
+        times[name] = device_us, host_us(lambda rows=given: ours.sample(inputs[0], rows))
+    return times
+
+
+def print_short(times: dict[int, dict[str, tuple[float, float]]]) -> None:
+    print("\nus of the device / of the host a step")
+    print(f"{'':<14}" + "".join(f"{f'{rows} rows':>16}" for rows in times))
+    for name in next(iter(times.values())):
+        told = [f"{by_name[name][0]:.1f} / {by_name[name][1]:.0f}" for by_name in times.values()]
+        print(f"{name:<14}" + "".join(f"{one:>16}" for one in told))
 
 
 def check(gpu: Gpu) -> None:
@@ -202,6 +253,7 @@ def draws(gpu: Gpu, name: str, rows: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--short", action="store_true", help="one table of device and host")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args()
     began = time.monotonic()
@@ -209,6 +261,12 @@ def main() -> None:
     with torch.inference_mode():
         check(gpu)
         compiled = time.monotonic() - began
+        if args.short:
+            table = {rows: short(gpu, rows) for rows in args.rows}
+            print_short(table)
+            if args.json:
+                args.json.write_text(json.dumps(table, indent=1))
+            return
         best = {rows: greedy(gpu, rows) for rows in args.rows}
         drawn = {
             f"{name}, {rows}": draws(gpu, name, rows)

@@ -21,7 +21,7 @@ EDITS = Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN
 class Groups:
     """Which rows take which path, decided on the host; and where these indices are on the device.
 
-    All of them are sent in one copy.
+    All of them are sent in one copy, which a step whose rows are alike does not need.
     """
 
     def __init__(self, rows: SampleRows) -> None:
@@ -40,30 +40,41 @@ class Groups:
         top_n_S = np.zeros_like(feature_S) if rows.top_n_S is None else rows.top_n_S
         self.top_n_R = top_n_S[self.top_R]
         self.raw_top_n_R = top_n_S[self.raw_top_R]
-        columns = {
-            "features": feature_S if self.features & EDITS else self.best_R[:0],
+        # Indices of rows, and what goes with them.
+        self._index_R = {
             "best": self.best_R,
             "whole": self.whole_R,
             "sorted": self.sorted_R,
             "top": self.top_R,
-            "top_n": self.top_n_R,
             "raw": self.raw_R,
             "raw_top": self.raw_top_R,
-            "raw_top_n": self.raw_top_n_R,
         }
-        self._columns = {name: column for name, column in columns.items() if column.size}
+        self._values = {"top_n": self.top_n_R, "raw_top_n": self.raw_top_n_R}
+        if self.features & EDITS:
+            self._values["features"] = feature_S
+        self._rows = feature_S.size
         self._sent: dict[str, Tensor] = {}
 
-    def send(self, to_device: Callable[[np.ndarray], Tensor]) -> None:
-        """Copies all columns to the device."""
+    def send(self, to_device: Callable[[np.ndarray], Tensor], every_S: Tensor) -> None:
+        """Copies columns to the device.
+
+        Args:
+            every_S: int64, on the device: the indices of all rows.
+        """
+        all_rows = {name for name, index in self._index_R.items() if index.size == self._rows}
+        self._sent = dict.fromkeys(all_rows, every_S)
+        columns = self._values | self._index_R
+        named = {n: c for n, c in columns.items() if c.size and n not in all_rows}
+        if not named:
+            return
         # Each begins at a multiple of 16 bytes: kernels are compiled once.
-        padded = [np.pad(column, (0, column.size % 2)) for column in self._columns.values()]
+        padded = [np.pad(column, (0, column.size % 2)) for column in named.values()]
         sent = to_device(np.concatenate(padded).astype(np.int64))
         parts = sent.split([column.size for column in padded])
-        self._sent = dict(zip(self._columns, parts, strict=True))
+        self._sent |= dict(zip(named, parts, strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
-        """A column on the device, int64; it may be one entry longer than its group."""
+        """A column on the device, int64; it may be longer than its group."""
         return self._sent[name]
 
 

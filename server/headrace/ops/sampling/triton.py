@@ -36,6 +36,9 @@ GROUP_MAX = 8
 # Alternatives that are told because they tie with the last one wanted; more are left out.
 TIES_MAX = 32
 
+# Rows whose indices are kept on the device from the first step on; more make them anew.
+ROWS_KEPT = 512
+
 # Low bits of `key_of` that are zero for every logit of a dtype.
 ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 
@@ -111,6 +114,7 @@ class TritonSampling:
         self._gpu = gpu
         self._to_device = to_device
         self._sizes = sizes or Sizes()
+        self._every_S: Tensor | None = None
 
     def greedy(self, logits_SV: Tensor) -> Samples:
         """The best token of each row, and its log-probability: two launches, which can be captured.
@@ -140,7 +144,7 @@ class TritonSampling:
         if not rows.features_S.any():
             return self.greedy(logits_SV)
         groups = Groups(rows)
-        groups.send(self._to_device)
+        groups.send(self._to_device, self._every(logits_SV))
         x_SV = self._edit(logits_SV, rows, groups)
         temperature_S = None
         if groups.features & Feature.SAMPLED:
@@ -336,6 +340,13 @@ class TritonSampling:
             warps=16,
             maxnreg=64,  # two programs a multiprocessor: their searches mostly wait
         )
+
+    def _every(self, logits_SV: Tensor) -> Tensor:
+        """The indices of all rows, kept from step to step."""
+        rows = logits_SV.shape[0]
+        if self._every_S is None or self._every_S.shape[0] < rows:
+            self._every_S = torch.arange(max(rows, ROWS_KEPT), device=logits_SV.device)
+        return self._every_S
 
     def _room(self, scan: Scan, rows: int) -> Tensor:
         """For two lists a row."""
