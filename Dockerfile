@@ -26,9 +26,14 @@ RUN uv pip install --system --no-cache --torch-backend=cpu /wheels/*.whl \
     && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher && rm -rf /wheels
 
 FROM base AS cuda
-# On the volume, so that a new container finds what an earlier one compiled.
+# On the volume, so that a new container finds what an earlier one compiled; before that it looks
+# for what the image brings.
 ENV TRITON_CACHE_DIR=/data/triton
 RUN uv pip install --system --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --system --no-cache "$(echo /wheels/*.whl)[cuda]" \
     && ln -s "$(command -v headrace)" /usr/local/bin/text-generation-launcher && rm -rf /wheels
+# Compute capability of the GPUs that the image brings the kernels of published models for; their
+# compilation needs no GPU.
+ARG CAPABILITY=9.0
+RUN python -m headrace compile --ship --capability "$CAPABILITY"

@@ -52,4 +52,4 @@ bench: install ## what can be measured (bench/README.md says the rest)
 	@$(BIN)/headrace bench $(or $(ARGS),--help)
 
 clean: ## forget the environment and the build
-	rm -rf $(VENV) target .cache server/headrace/_native
+	rm -rf $(VENV) target .cache server/headrace/_native server/headrace/_triton

@@ -45,7 +45,7 @@ def recorded(**differences: Any) -> list[str]:
 
 def draws(variants: list[str]) -> list[str]:
     """Those that draw tokens of every step by any feature."""
-    return [line for line in variants if line.startswith(("draw_", "bound_", "collect_", "edit_"))]
+    return [line for line in variants if line.startswith(("draw_", "edit_"))]
 
 
 def hits_of_launches(wanted: Wanted) -> dict[str, int]:
@@ -76,6 +76,9 @@ def main() -> None:
         "dynamo": "torch._dynamo" in sys.modules,
         "again": recorded() == recorded(),
         "group draws": draws(recorded(ranks=2)) == draws(recorded()),
+        "group": sorted(
+            {line.split()[0] for line in recorded(ranks=2)} - {v.name for v in variants}
+        ),
         "more layers": recorded(model={"num_hidden_layers": 40}) == recorded(),
         "ampere": [line for line in recorded(capability=(8, 0)) if '"launch_pdl": true' in line],
     }

@@ -64,6 +64,10 @@ def test_a_rehearsal_finds_kernels_of_every_operation(told: dict[str, Any]) -> N
     assert {"_decode_kernel", "_schedule_kernel"} <= told["names"].keys()
 
 
+def test_a_rehearsal_of_a_group_finds_what_sums_over_ranks(told: dict[str, Any]) -> None:
+    assert told["group"] == ["best_of_ranks_kernel", "reduce_norm_kernel"]
+
+
 def test_rehearsals_agree_and_layers_of_a_kind_count_once(told: dict[str, Any]) -> None:
     assert told["again"] and told["more layers"]
 

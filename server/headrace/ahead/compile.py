@@ -11,6 +11,7 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -177,28 +178,27 @@ def compile_utils() -> None:
 @contextmanager
 def linkable() -> Iterator[None]:
     """Has launchers link against an empty library where the CUDA driver is not installed."""
-    try:
-        cuda.libcuda_dirs()
+    if _has_driver():
         yield
         return
-    except (AssertionError, OSError, subprocess.SubprocessError):
-        pass
     # They are built and stored all the same.
     logging.getLogger("triton.runtime.build").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "libcuda.so.1"
-        command = [
-            "cc",
-            "-shared",
-            "-Wl,-soname,libcuda.so.1",
-            "-o",
-            str(library),
-            "-xc",
-            os.devnull,
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        library = str(Path(folder) / "libcuda.so.1")
+        compiler = shutil.which("gcc") or shutil.which("clang") or "cc"
+        command = [compiler, "-shared", "-Wl,-soname,libcuda.so.1", "-o", library]
+        subprocess.run([*command, "-xc", os.devnull], check=True, capture_output=True)
         before, knobs.nvidia.libcuda_path = knobs.nvidia.libcuda_path, folder
         try:
             yield
         finally:
             knobs.nvidia.libcuda_path = before
+
+
+def _has_driver() -> bool:
+    """Whether Triton finds the library that launchers are linked against."""
+    try:
+        cuda.libcuda_dirs()
+    except (AssertionError, OSError, subprocess.SubprocessError):
+        return False
+    return True
