@@ -35,6 +35,7 @@ from headrace.ops.sampling.search import (
     narrow,
     nth_of_list,
     nth_of_row,
+    of_row,
     place_and_weigh,
     reaches,
 )
@@ -114,19 +115,13 @@ def draw_whole_kernel(
     scale = inverse * LOG2_E
     maxima, masses, best, mass, bad = pieces_of(best_SC, mass_SC, row, pieces, inverse, PIECES)
     piece = tl.arange(0, PIECES)
-    inside = tl.arange(0, PIECE)
     min_p = tl.load(min_p_S + row * knob_stride)
     floor = scale * 0 - float("inf")
     if min_p > 0:
         floor = _floor(best, min_p, inverse)
-        for index in range(pieces):
-            weighs = scale * 0
-            if tl.load(best_SC + row * pieces + index) >= floor:
-                token = index * PIECE + inside
-                x = tl.load(x_V + token, mask=token < vocab, other=-float("inf")).to(tl.float32)
-                weights = tl.where(x >= floor, tl.exp2((x - best) * scale), 0.0)
-                weighs = tl.sum(weights, axis=0)
-            masses = tl.where(piece == index, weighs.to(tl.float64), masses)
+        masses = _masses_above(
+            x_V, vocab, best_SC + row * pieces, pieces, floor, best, scale, masses, PIECES, PIECE
+        )
     masses = _exact(masses, PIECES * PIECE)
     mass = tl.sum(masses, axis=0)
     target = tl.minimum(tl.load(uniform_S + row) * mass, mass * _LAST_SHARE)
@@ -135,8 +130,7 @@ def draw_whole_kernel(
     before = tl.sum(tl.where(piece < chosen, masses, 0.0), axis=0)
     own = tl.sum(tl.where(piece == chosen, masses, 0.0), axis=0)
     peak = tl.max(tl.where(piece == chosen, maxima, -float("inf")), axis=0)
-    token = chosen * PIECE + inside
-    x = tl.load(x_V + token, mask=token < vocab, other=-float("inf")).to(tl.float32)
+    x = of_row(x_V, vocab, chosen * PIECE + tl.arange(0, PIECE))
     weights = tl.where(x >= floor, tl.exp2((x - peak) * scale), 0.0)
     weights = _exact(weights.to(tl.float64), PIECE)
     own_again = tl.sum(weights, axis=0)
@@ -146,6 +140,24 @@ def draw_whole_kernel(
     last = tl.where(floor > -float("inf"), EVERY_ID, -1)  # of those at the floor
     _tell(x_V, row, token, bad, best, inverse, mass, token_S, logprob_S, bad_S)
     store_frame(frame_SF, row, best, inverse, tl.log(mass), float("inf"), floor, last)
+
+
+@triton.jit
+def _masses_above(
+    x_V, vocab, best_C, pieces, floor, best, scale, masses,
+    PIECES: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """What the tokens of each piece weigh, beside the row's best one, that reach a floor."""
+    piece = tl.arange(0, PIECES)
+    inside = tl.arange(0, PIECE)
+    for index in range(pieces):
+        weighs = scale * 0
+        if tl.load(best_C + index) >= floor:
+            x = of_row(x_V, vocab, index * PIECE + inside)
+            weights = tl.where(x >= floor, tl.exp2((x - best) * scale), 0.0)
+            weighs = tl.sum(weights, axis=0)
+        masses = tl.where(piece == index, weighs.to(tl.float64), masses)
+    return masses
 
 
 @triton.jit(do_not_specialize=["knob_stride"])
@@ -207,7 +219,6 @@ def draw_filtered_kernel(
             (top_k, top_p, typical_p, min_p, uniform), LIST, SHIFT,
         )  # fmt: skip
         left = (high, low, low_token)
-    token = tl.minimum(token, vocab - 1)
     _tell(x_V, row, token, bad, best, inverse, mass, token_S, logprob_S, bad_S)
     store_frame(frame_SF, row, best, inverse, tl.log(mass), left[0], left[1], left[2])
 
@@ -264,7 +275,7 @@ def _filter_and_draw(
                 low_token = tl.where(search == 0, EVERY_ID, token)  # what ties with the k-th stays
                 own = tl.exp2((place - best) * scale).to(tl.float64)
                 mass = tl.where(search == 0, -1.0, above + (rank + 1) * own)
-    return token, mass, high, low, low_token
+    return tl.minimum(token, vocab - 1), mass, high, low, low_token
 
 
 @triton.jit
