@@ -41,7 +41,7 @@ def load_engine(
 
     Args:
         phases: measures what the seconds are spent on.
-        kernels: waits for what others compile; called before the first of them is launched.
+        kernels: waits for what others compile for a GPU; called before a kernel is launched.
     """
     begin = time.perf_counter()
     phases = phases or Phases()
@@ -77,7 +77,7 @@ def load_engine(
         loading=loading,
         phases=phases,
     )
-    if kernels is not None:
+    if kernels is not None and device.kind == "cuda":
         with phases("kernels"):
             kernels()
     log.info("%-16s %s", "step", model.step_choice)

@@ -95,6 +95,13 @@ def rank_main(rank: int, folder: Path, address: str, out: Any) -> None:
     out.put((rank, ([sequence.tokens for sequence in sequences], digests)))
 
 
+def test_the_cpu_waits_for_nobodys_kernels(folder: Path):
+    def wait() -> None:
+        raise AssertionError("waited for kernels of a GPU")
+
+    assert load_engine(serve(folder), 0, kernels=wait).device.kind == "cpu"
+
+
 @pytest.mark.timeout(180)
 def test_two_processes_draw_what_one_draws(folder: Path):
     alone = tokens(load_engine(serve(folder), 0))
