@@ -5,9 +5,8 @@
 
 Microseconds of a sum, the residual's addition and the norm, rows of bfloat16, the fastest of five
 replays of a graph of 32: through NCCL and a norm, through the two-shot sum of PyTorch's symmetric
-memory and a norm, in one launch of ours, with words that carry numbers or with a flag a row; and
-the norm alone, which one GPU needs as well. NCCL is launched by operation, 32 times, since the
-server records no graph with it.
+memory and a norm, in one launch of ours; and the norm alone, which one GPU needs as well. NCCL is
+launched by operation, 32 times, since the server records no graph with it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch import Tensor, multiprocessing
 
 from headrace.comm import Comm, join_group
 from headrace.device.cuda import CudaDevice
-from headrace.ops.reduce_norm.triton import TritonReduceNorm, TritonReduceNorms
+from headrace.ops.reduce_norm.triton import TritonReduceNorms
 from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.triton import gpu_at
 
@@ -90,12 +89,10 @@ def rank_main(rank: int, size: int, address: str, width: int, rows: list[int], o
             row["nccl"] = micros(comm, lambda i, x=x: added(group.all_reduce(x[i])), False)
             if comm.recordable:
                 row["two-shot"] = micros(comm, lambda i, x=x: added(comm.all_reduce(x[i])), True)
-            if isinstance(op, TritonReduceNorm) and count <= op.rows_max:
-                for name, most in (("numbered", op.rows_max), ("flagged", 0)):
-                    op.rows_numbered_max = most
-                    row[name] = micros(
-                        comm, lambda i, x=x, r=residual: op(x[i], r, weight, EPS), True
-                    )
+            if op is not None and count <= op.rows_max:
+                row["ours"] = micros(
+                    comm, lambda i, x=x, r=residual: op(x[i], r, weight, EPS), True
+                )
             out.put((rank, row))
         comm.min_int(0)
         comm.close()
@@ -126,7 +123,7 @@ def main() -> None:
     for process in processes:
         process.start()
     print(f"{torch.cuda.get_device_name()}, {options.ranks} of them, width {options.width}, us:")
-    names = ("norm", "nccl", "two-shot", "numbered", "flagged")
+    names = ("norm", "nccl", "two-shot", "ours")
     print("rows".rjust(6), *(name.rjust(9) for name in names))
     for _ in range(len(rows) * options.ranks):
         rank, row = out.get()

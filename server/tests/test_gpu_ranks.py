@@ -171,10 +171,7 @@ def chains(rank: Rank) -> list[Any]:
     op = TritonReduceNorms(rank.gpu, torch.bfloat16)(rank.comm.share, rank.size, 4096)
     assert isinstance(op, TritonReduceNorm)
     rank.comm.reserve(2048 * 4096, torch.bfloat16)
-    found: list[Any] = []
-    for numbered_max in (op.rows_max, 0):
-        op.rows_numbered_max = numbered_max
-        found += [chain(rank, op, rows) for rows in (1, 8, min(128, op.rows_max))]
+    found: list[Any] = [chain(rank, op, rows) for rows in (1, 8, op.rows_max)]
     # A predecessor that writes late, on one rank only.
     late = torch.zeros((4, 4096), dtype=torch.bfloat16, device=rank.device)
     source = torch.full_like(late, rank.rank + 1.0)

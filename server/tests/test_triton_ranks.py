@@ -21,7 +21,7 @@ from ranks import Rank, on_gpus, run_processes
 from conftest import CUDA
 from headrace.ops.mailbox import Mailbox
 from headrace.ops.reduce_norm.reference import reduce_norm
-from headrace.ops.reduce_norm.triton import TritonReduceNorm, TritonReduceNorms
+from headrace.ops.reduce_norm.triton import TritonReduceNorms
 from headrace.ops.sampling import SampleRows, Samples
 from headrace.ops.sampling.ranks import make as make_greedy
 from headrace.ops.sampling.reference import ReferenceSampling
@@ -64,9 +64,6 @@ def reduced(rank: Rank, sizes: list[tuple[int, int]], dtype: torch.dtype) -> lis
         residual = numbers(50 + turn, rows, width, dtype=dtype).to(rank.device)
         pause(rank, turn)
         before = x_TD.clone()
-        assert isinstance(op, TritonReduceNorm)
-        # Both ways through one box, one after the other.
-        op.rows_numbered_max = 0 if turn % 2 else op.rows_max
         y_TD, stream = op(x_TD, None if turn % 3 == 2 else residual, weight_D, EPS)
         assert torch.equal(x_TD, before)
         assert stream.data_ptr() == residual.data_ptr() or turn % 3 == 2

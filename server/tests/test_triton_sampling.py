@@ -292,8 +292,8 @@ def test_the_first_and_the_last_number_draw_what_filters_leave(scale: float) -> 
     best_S, near_S, last_S = (x_SV[row_S, samples.token_S] for samples in (first, expected, last))
     assert bool((best_S >= near_S).all()) and bool((near_S >= last_S).all())
     assert rows.knobs is not None
-    told_S = (first.logprob_S - last.logprob_S).to(DEVICE) * rows.knobs.temperature_S
-    torch.testing.assert_close(told_S, (best_S - last_S).to(DEVICE), rtol=1e-4, atol=1e-4)
+    told_S = (first.logprob_S - last.logprob_S) * rows.knobs.temperature_S
+    torch.testing.assert_close(told_S, (best_S - last_S).cpu(), rtol=1e-4, atol=1e-4)
     for sampling, x_V, x in zip(samplings, x_SV, last_S, strict=True):
         if sampling.typical_p == 1 and sampling.top_k > 0 and sampling.top_p == 1:
             assert x == x_V.sort(descending=True).values[sampling.top_k - 1]

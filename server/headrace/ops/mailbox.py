@@ -1,13 +1,10 @@
-"""Messages between ranks inside a kernel, through memory that all ranks' devices write.
+"""Messages between ranks inside a kernel: words that carry the number of their message.
 
-Each rank has a box of rows. A message is a row of 32-bit words, posted to every rank's box, in one
-of two ways:
-
-- *Numbered words*: each word is the low half of 64 bits whose high half is the message's number.
-  The two halves of an aligned 8-byte store arrive together, so that whoever sees the number has the
-  word, without flag, fence or barrier. (What NCCL calls its LL protocol.) Twice the bytes, and the
-  shorter wait: for few rows.
-- *A flag a row*: words as they are, then the number, released behind them. For many rows.
+Each rank has a box of rows in memory that all ranks' devices write. A message is a row of 32-bit
+words, posted to every rank's box, each as the low half of 64 bits whose high half is the message's
+number: the two halves of an aligned 8-byte store arrive together, so that whoever sees the number
+has the word, without flag, fence or barrier. (What NCCL calls its LL protocol.) It sends twice the
+bytes, for the shorter wait.
 
 Messages of a row are numbered by a counter on the device, so that a graph that is replayed numbers
 them anew. Odd and even ones have boxes of their own. That suffices: a rank writes message n + 2 of
@@ -33,11 +30,10 @@ from torch import Tensor
 
 from headrace.device.peers import Peers, Share
 
-# Bytes of a word with its message's number, of a word alone, and of a row's flag.
-NUMBERED_BYTES = 8
-WORD_BYTES = FLAG_BYTES = 4
+# Bytes of a word with its message's number.
+WORD_BYTES = 8
 # Boxes of a row that are used in turn.
-TURNS = tl.constexpr(2)
+TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,7 @@ class Mailbox:
             words: of a row at most.
         """
         words += words % 2
-        sent_words = TURNS.value * ranks * rows * words
-        flags = TURNS.value * ranks * rows
-        peers = share(sent_words * (NUMBERED_BYTES + WORD_BYTES) + flags * FLAG_BYTES)
+        peers = share(TURNS * ranks * rows * words * WORD_BYTES)
         if peers is None:
             return None
         sent = torch.zeros(rows, dtype=torch.int32, device=peers.memory.device)
@@ -68,7 +62,7 @@ class Mailbox:
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """What kernels take: box, address_R, sent, rank."""
-        words = self.peers.memory.view(torch.int32)
+        words = self.peers.memory.view(torch.int64)
         return words, self.peers.address_R, self.sent, self.peers.rank
 
     @property
@@ -80,32 +74,19 @@ class Mailbox:
 @triton.jit
 def post(
     address_R, rank, row, number, bits_W, word, inside,
-    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, FLAGGED: tl.constexpr,
+    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Writes a row of words to the box of every rank, this one's included.
 
     Args:
         bits_W: int32.
         word: their indices in the row.
-        FLAGGED: whether a flag says that the row is there, or each word its number.
     """
-    from_me = ((number & 1) * RANKS + rank) * ROWS + row
-    if FLAGGED:
-        for peer in tl.static_range(RANKS):
-            box = tl.load(address_R + peer).to(tl.pointer_type(tl.int32))
-            box = tl.multiple_of(box, 16) + 2 * TURNS * RANKS * ROWS * WORDS
-            tl.store(box + (from_me * WORDS + word), bits_W, mask=inside)
-        # All threads have stored before one of them releases what they stored.
-        tl.debug_barrier()
-        for peer in tl.static_range(RANKS):
-            flags = tl.load(address_R + peer).to(tl.pointer_type(tl.int32))
-            flags += 3 * TURNS * RANKS * ROWS * WORDS
-            tl.atomic_xchg(flags + from_me, number, sem="release", scope="sys")
-    else:
-        message_W = (number.to(tl.int64) << 32) | (bits_W.to(tl.int64) & 0xFFFFFFFF)
-        for peer in tl.static_range(RANKS):
-            box = tl.load(address_R + peer).to(tl.pointer_type(tl.int64))
-            tl.store(tl.multiple_of(box, 16) + (from_me * WORDS + word), message_W, mask=inside)
+    message_W = (number.to(tl.int64) << 32) | (bits_W.to(tl.int64) & 0xFFFFFFFF)
+    at = (((number & 1) * RANKS + rank) * ROWS + row) * WORDS + word
+    for peer in tl.static_range(RANKS):
+        box = tl.load(address_R + peer).to(tl.pointer_type(tl.int64))
+        tl.store(tl.multiple_of(box, 16) + at, message_W, mask=inside)
 
 
 @triton.jit
@@ -118,23 +99,14 @@ def _lacks(message_W, number, inside):
 @triton.jit
 def receive(
     box, peer, row, number, word, inside,
-    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, FLAGGED: tl.constexpr,
+    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Waits for a rank's words of a message; returns their bits, int32.
 
     Loads go past the first-level cache, which does not see what other devices write.
     """
-    from_peer = ((number & 1) * RANKS + peer) * ROWS + row
-    if FLAGGED:
-        flag = box + 3 * TURNS * RANKS * ROWS * WORDS + from_peer
-        while tl.atomic_add(flag, 0, sem="acquire", scope="sys") != number:
-            pass
-        words = box + 2 * TURNS * RANKS * ROWS * WORDS + (from_peer * WORDS + word)
-        bits_W = tl.load(words, mask=inside, other=0, volatile=True)
-    else:
-        words = box.to(tl.pointer_type(tl.int64), bitcast=True) + (from_peer * WORDS + word)
-        message_W = tl.load(words, mask=inside, other=0, volatile=True)
-        while _lacks(message_W, number, inside):
-            message_W = tl.load(words, mask=inside, other=0, volatile=True)
-        bits_W = message_W.to(tl.int32)
-    return bits_W
+    at = (((number & 1) * RANKS + peer) * ROWS + row) * WORDS + word
+    message_W = tl.load(box + at, mask=inside, other=0, volatile=True)
+    while _lacks(message_W, number, inside):
+        message_W = tl.load(box + at, mask=inside, other=0, volatile=True)
+    return message_W.to(tl.int32)

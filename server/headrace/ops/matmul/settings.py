@@ -1,4 +1,4 @@
-"""Which kernel multiplies how many rows by which weight, as measured on an H200.
+"""Which kernel multiplies how many rows by which weight, as measured on an H200 or an H100.
 
 `bench/gpu/gemm.py` measures what stands here.
 """
@@ -68,6 +68,32 @@ H200: dict[tuple[int, int], tuple[Setting | None, ...]] = {
         _ROW,
         replace(_TILE, block_n=128, stages=3, warps=8, prefetch=0, late=False),
         replace(_TILE_32, stages=3, prefetch=0, late=False),
+        replace(_TILE_64, block_n=128, warps=8, late=False),
+    ),
+    # Shares of one of two ranks, measured on an H100.
+    (3072, 4096): (
+        replace(_ROW, late=True),
+        replace(_TILE, stages=3, split=4, prefetch=0, ahead=True),
+        replace(_TILE_32, stages=3, split=4, prefetch=0, ahead=True),
+        replace(_TILE_64, split=4, prefetch=16),
+    ),
+    (4096, 2048): (
+        replace(_ROW, block_n=8, block_k=1024),
+        Setting(16, 32, 256, 3, split=4, late=True, ahead=True),
+        Setting(32, 32, 128, 4, split=4, prefetch=16, late=True),
+        Setting(64, 32, 128, 4, split=2, prefetch=64, late=True),
+    ),
+    (14336, 4096): (_ROW, _TILE, _TILE_32, replace(_TILE_64, late=False)),
+    (4096, 7168): (
+        replace(_ROW, block_n=8, block_k=1024),
+        replace(_TILE, split=4, prefetch=0, late=False),
+        replace(_TILE_32, split=4, prefetch=0, late=False),
+        Setting(64, 32, 128, 4, split=2, prefetch=16, late=True),
+    ),
+    (64128, 4096): (
+        _ROW,
+        replace(_TILE, block_k=256, stages=3, prefetch=0, late=False),
+        replace(_TILE_32, block_n=128, stages=3, warps=8, prefetch=0, late=False),
         replace(_TILE_64, block_n=128, warps=8, late=False),
     ),
 }

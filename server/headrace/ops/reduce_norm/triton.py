@@ -19,9 +19,8 @@ from headrace.ops.mailbox import Mailbox, post, receive
 from headrace.ops.reduce_norm.base import ReduceNorm
 from headrace.ops.triton import Gpu
 
-# Rows times ranks that a row is sent to. With more, bytes count for more than latency: first words
-# go without numbers, then an all-reduce in two steps sends fewer.
-ROWS_NUMBERED_MAX = 32
+# Rows times ranks that a row is sent to: with more, the bytes count for more than the latency, and
+# an all-reduce in two steps sends fewer.
 ROWS_SENT_MAX = 256
 
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -78,7 +77,6 @@ def reduce_norm_kernel(
     RANKS: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
-    FLAGGED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -93,7 +91,7 @@ def reduce_norm_kernel(
         gdc_wait()
     number = tl.load(sent + row) + 1
     mine = tl.load(x_TW + at, mask=inside, other=0)
-    post(address_R, rank, row, number, mine, word, inside, RANKS, ROWS, WORDS, FLAGGED)
+    post(address_R, rank, row, number, mine, word, inside, RANKS, ROWS, WORDS)
     residual = tl.zeros_like(mine)
     if ADD:
         residual = tl.load(residual_TW + at, mask=inside, other=0)
@@ -104,7 +102,7 @@ def reduce_norm_kernel(
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
-        bits = receive(box, peer, row, number, word, inside, RANKS, ROWS, WORDS, FLAGGED)
+        bits = receive(box, peer, row, number, word, inside, RANKS, ROWS, WORDS)
         peer_low, peer_high = _unpack(bits, TYPE, HALVES)
         low += peer_low
         high += peer_high
@@ -150,8 +148,6 @@ class TritonReduceNorm:
         self._gpu = gpu
         self._box = box
         self.rows_max = box.rows
-        # A test, and a benchmark, may choose for itself.
-        self.rows_numbered_max = ROWS_NUMBERED_MAX // max(1, box.peers.size - 1)
 
     def __call__(
         self, x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float
@@ -177,7 +173,6 @@ class TritonReduceNorm:
             TYPE=TYPES[x_TD.dtype],
             HALVES=x_TD.element_size() == 2,
             ADD=residual_TD is not None,
-            FLAGGED=rows > self.rows_numbered_max,
             **self._box.constants,
             warps=min(max(threads // 32, 1), WARPS_MAX),
         )

@@ -80,7 +80,7 @@ def best_of_ranks_kernel(
     bits_W = tl.where(word == 0, best.to(tl.float32).to(tl.int32, bitcast=True), token)
     mass_bits = mass.to(tl.float32).to(tl.int32, bitcast=True)
     bits_W = tl.where(word == 1, mass_bits, bits_W)
-    post(address_R, rank, row, number, bits_W, word, word < WORDS, RANKS, ROWS, WORDS, False)
+    post(address_R, rank, row, number, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
     tl.debug_barrier()
     tl.store(sent + row, number)
 
@@ -88,7 +88,7 @@ def best_of_ranks_kernel(
     top_token = vocab
     total = 0.0
     for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
-        told_W = receive(box, peer, row, number, word, word < WORDS, RANKS, ROWS, WORDS, False)
+        told_W = receive(box, peer, row, number, word, word < WORDS, RANKS, ROWS, WORDS)
         its_best = _word(told_W, word, 0).to(tl.float32, bitcast=True)
         its_mass = _word(told_W, word, 1).to(tl.float32, bitcast=True)
         # Ranks are in the order of their tokens: the first of equals is the lowest.
