@@ -19,12 +19,18 @@ PROMPTS = [
 ]
 
 
+@pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
-def test_float32_tokens_are_those_of_the_cpu(tmp_path: Path, architecture: str) -> None:
+def test_float32_tokens_are_those_of_the_cpu(
+    tmp_path: Path, architecture: str, shards: int
+) -> None:
+    if torch.cuda.device_count() < shards:
+        pytest.skip(f"there are no {shards} CUDA devices")
     model = Tiny(architecture=architecture).write(tmp_path / "model")
 
-    def tokens(device: str) -> list[list[int]]:
+    def tokens(device: str, shards: int) -> list[list[int]]:
         flags = ("--model-id", str(model), "--dtype", "float32", "--device", device)
+        flags += ("--num-shard", str(shards))
         with Stack(*flags) as stack:
             stack.wait_ready()
             parameters = {"max_new_tokens": 32, "details": True, "ignore_eos": True}
@@ -35,4 +41,4 @@ def test_float32_tokens_are_those_of_the_cpu(tmp_path: Path, architecture: str) 
             assert f'"model_device_type":"{device}"' in stack.get("/info")[1]
         return [[t["id"] for t in answer["details"]["tokens"]] for answer in answers]
 
-    assert tokens("cuda") == tokens("cpu")
+    assert tokens("cuda", shards) == tokens("cpu", 1)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Whole steps of a model on one GPU, through the executor and without a router.
+"""Whole steps of a model, through the executor and without a router.
 
     bench/gpu/step.py --dummy                       Llama-3.1-8B's shape, random weights
     bench/gpu/step.py --model FOLDER --batches 1 64 --profile 64
+    bench/gpu/step.py --dummy --ranks 2             divided over two GPUs, rank 0 tells
 
 Decode: so many sequences of `--context` tokens, two plans in flight as the router keeps them. Wall
 time a step, the device's own time for it, and the difference, which is what the host costs. With
@@ -15,16 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import multiprocessing
 
+from headrace.comm import join_group
 from headrace.device import open_device
 from headrace.engine import Engine, Preparation
 from headrace.executor import Executor
@@ -38,13 +43,26 @@ RESULT_S = 120.0
 NO_INTS = np.zeros(0, np.int32)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A rank: each is a process that executes the same plans."""
+
+    rank: int
+    size: int
+    address: str  # where ranks meet
+
+    def tell(self, what: Any) -> None:
+        if self.rank == 0:
+            print(what, flush=True)
+
+
 class Server:
     """An executor, driven as the router drives it."""
 
-    def __init__(self, folder: Path, load_format: str, rows: int, slots: int) -> None:
+    def __init__(self, place: Place, folder: Path, load_format: str, rows: int, slots: int) -> None:
         self._results: queue.Queue[bytes | str] = queue.Queue()
         self._executor = Executor(
-            lambda: load(folder, load_format),
+            lambda: load(place, folder, load_format),
             NoTracer(),
             self._results.put,
             self._results.put,
@@ -63,7 +81,7 @@ class Server:
         )
         prepared = self._executor.prepare(wanted).result()
         done = time.perf_counter()
-        print(f"loaded in {loaded - begin:.1f} s, prepared in {done - loaded:.1f} s", flush=True)
+        place.tell(f"loaded in {loaded - begin:.1f} s, prepared in {done - loaded:.1f} s")
         self.memory = dict(prepared.memory)
         self._step = 0
         self._rng = np.random.default_rng(0)
@@ -164,9 +182,12 @@ def i32(values: list[int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def load(folder: Path, load_format: str) -> Engine:
-    """One rank's engine, on the GPU."""
-    return load_engine(folder, open_device("cuda"), load_format=load_format)
+def load(place: Place, folder: Path, load_format: str) -> Engine:
+    """A rank's engine, on its GPU."""
+    device = open_device("cuda", place.rank)
+    device.start()
+    comm = join_group(device, place.rank, place.size, place.address, RESULT_S)
+    return load_engine(folder, device, load_format=load_format, comm=comm)
 
 
 def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[str, Any]:
@@ -224,14 +245,31 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512, help="tokens before the first step")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--profile", type=int, nargs="*", default=[], help="batches to look into")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that the model is divided over")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    places = [Place(rank, options.ranks, address) for rank in range(options.ranks)]
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=measure, args=(options, place)) for place in places[1:]]
+    for process in others:
+        process.start()
+    measure(options, places[0])
+    for process in others:
+        process.join()
+
+
+def measure(options: argparse.Namespace, place: Place) -> None:
+    """What a rank does: all of them the same, and the first one tells."""
     with tempfile.TemporaryDirectory() as made:
         folder = options.model or Path(made)
         if options.dummy:
             write_config(folder)
         largest = max([*options.batches, *options.profile, 1])
-        server = Server(folder, "dummy" if options.dummy else "auto", largest, largest + 8)
+        load_format = "dummy" if options.dummy else "auto"
+        server = Server(place, folder, load_format, largest, largest + 8)
     rows: list[dict[str, Any]] = []
     room = 2 * options.steps + 64
     for tokens in options.prefills:
@@ -243,7 +281,7 @@ def main() -> None:
             times.append(1e3 * (time.perf_counter() - chunks_begin))
             server.release([0])
         rows.append({"what": "prefill", "isl": tokens, "ttft_ms": round(min(times[1:]), 2)})
-        print(rows[-1], flush=True)
+        place.tell(rows[-1])
     for batch in sorted({*options.batches, *options.profile}):
         slots = list(range(batch))
         server.prefill(slots, options.context, room, 1)
@@ -252,18 +290,17 @@ def main() -> None:
             "what": "decode", "batch": batch, "step_ms": round(wall, 3),
             "device_ms": round(device, 3), "host_us": round(1e3 * (wall - device), 1),
         }  # fmt: skip
-        print(row, flush=True)
+        place.tell(row)
         if batch in options.profile:
             found = profile(server, slots, options.context + options.steps, 16)
             row |= found
             for key in ("gap_us_median", "gap_us_max", "idle_us_step"):
-                print(f"  {key} {found[key]:.1f}")
+                place.tell(f"  {key} {found[key]:.1f}")
             for name, count, micros in found["kernels"]:
-                print(f"  {micros:9.1f} us  {count:6.1f}  {name}")
-            sys.stdout.flush()
+                place.tell(f"  {micros:9.1f} us  {count:6.1f}  {name}")
         rows.append(row)
         server.release(slots)
-    if options.json:
+    if options.json and place.rank == 0:
         options.json.write_text(json.dumps(rows, indent=1))
     server.stop()
 
