@@ -15,7 +15,7 @@ from headrace.kv import KvLayout
 from headrace.layers.step import StepContext
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.paged_attention import AttentionBackend
-from headrace.ops.sampling import SamplingBackend, SharedGreedy
+from headrace.ops.sampling import SamplingBackend, SharedSampling
 from headrace.startup import Phases
 
 
@@ -81,9 +81,7 @@ class Engine:
     graph_inputs: GraphInputs | None = None  # what the device's graphs need, where it has any
     width: int = 0  # of the residual stream, which ranks sum
     vocab_columns: int = 0  # what this rank has of the vocabulary, padding included; 0: all
-    shared_greedy: SharedGreedy | None = (
-        None  # None: logits are gathered before they are drawn from
-    )
+    shared_sampling: SharedSampling | None = None  # None: logits are gathered first
     phases: Phases = field(default_factory=Phases)  # where the seconds of the start go
 
 

@@ -167,7 +167,7 @@ class DecodeGraphs:
     def _greedy(self, rows: int) -> None:
         slot_M, _ = self._columns(rows)
         token_S, logprob_S, bad_S = (column.of(self._result) for column in _result_columns(rows))
-        shared = self._engine.shared_greedy
+        shared = self._engine.shared_sampling
         accept = self._engine.sampling.greedy_accept if shared is None else shared.accept
         accept(
             self._logits_MC[:rows],

@@ -117,9 +117,9 @@ def engine_of(
         graph_inputs = GraphInputs(table.decode_inputs, angles_LE, model)
     backend = sampling.select(device, reference)
     columns = model.head.columns
-    shared_greedy = None
+    shared_sampling = None
     if graphs and comm.size > 1:
-        shared_greedy = sampling.shared_greedy(
+        shared_sampling = sampling.shared_sampling(
             backend, device, comm.share, comm.size, spec.vocab_size, columns
         )
     return Engine(
@@ -141,7 +141,7 @@ def engine_of(
         graph_inputs=graph_inputs,
         width=spec.width,
         vocab_columns=columns,
-        shared_greedy=shared_greedy,
+        shared_sampling=shared_sampling,
     )
 
 

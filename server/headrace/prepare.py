@@ -21,7 +21,7 @@ def graph_sizes(engine: Engine, wanted: Preparation) -> GraphSizes:
     if not (engine.device.graphs and engine.attention.graphs and engine.graph_inputs):
         return NO_GRAPHS
     comm = engine.comm
-    if comm.size > 1 and not (comm.recordable and engine.shared_greedy):
+    if comm.size > 1 and not (comm.recordable and engine.shared_sampling):
         return NO_GRAPHS
     rows = buckets(min(wanted.step_rows_max, wanted.step_tokens_max))
     return GraphSizes(rows, token_buckets(wanted.step_tokens_max))
@@ -104,6 +104,8 @@ def _warm(engine: Engine, wanted: Preparation) -> None:
     """Executes made-up plans of the largest size, so that what is loaded lazily is loaded."""
     where = engine.device.torch_device
     engine.sampling.prepare(engine.vocab_size, engine.logits_dtype, where)
+    if engine.shared_sampling is not None:
+        engine.shared_sampling.prepare(engine.logits_dtype, engine.vocab_columns, where)
     crowd = CROWD if engine.device.asynchronous else 0
     plans, blocks = warm_plans(wanted, engine.context_tokens_max, crowd)
     runner = Runner(engine, wanted, blocks)

@@ -69,7 +69,7 @@ class Drawn:
 class Sampler:
     """Draws on rank 0; the other ranks are told, on the device, before their next step.
 
-    Where rows take their best token and ranks can agree on it without gathering logits, they do.
+    Where ranks can agree on a step's tokens without gathering logits, they do.
     """
 
     def __init__(self, engine: Engine, slots: SlotRows) -> None:
@@ -78,7 +78,7 @@ class Sampler:
         self._backend = engine.sampling
         self._comm = engine.comm
         self._vocab_size = engine.vocab_size
-        self._shared = engine.shared_greedy
+        self._shared = engine.shared_sampling
 
     def launch(self, step: Step, logits_LC: Tensor) -> Outputs:
         """Draws, and makes the tokens their slots' last ones.
@@ -86,14 +86,14 @@ class Sampler:
         Args:
             logits_LC: of this rank's share of the vocabulary, in any dtype; may be overwritten.
         """
-        if self._takes_best(step):
-            return self._launch_shared(step, logits_LC)
+        feature_R = self._slots.features(step.slot_R, step.position_R)
+        if self._is_shared(step, feature_R):
+            return self._launch_shared(step, logits_LC, feature_R)
         logits_LV = whole_vocabulary(logits_LC, self._comm, self._vocab_size)
         prompt_logprobs = [self._prompt(row, step, logits_LV) for row in step.prompts]
         logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
         if not self._backend.takes_half:
             logits_RV = logits_RV.float()
-        feature_R = self._slots.features(step.slot_R, step.position_R)
         samples = self._draw(step, logits_RV, feature_R)
         token_R = samples.token_S
         if step.row_R.size:
@@ -110,19 +110,26 @@ class Sampler:
             prompt_rows=step.prompts,
         )
 
-    def _takes_best(self, step: Step) -> bool:
-        """Whether all that is asked for is the best token of rows that ranks agree on."""
+    def _is_shared(self, step: Step, feature_R: np.ndarray) -> bool:
+        """Whether ranks can agree on all that is asked for: best tokens, and draws from all."""
         rows = step.row_R.size
         if self._shared is None or step.prompts or not 0 < rows <= self._shared.rows_max:
             return False
-        return not self._slots.features(step.slot_R, step.position_R).any()
+        return not (feature_R & ~int(Feature.SAMPLED)).any()
 
-    def _launch_shared(self, step: Step, logits_LC: Tensor) -> Outputs:
+    def _launch_shared(self, step: Step, logits_LC: Tensor, feature_R: np.ndarray) -> Outputs:
         logits_RC = logits_LC if step.logits_R is None else logits_LC.index_select(0, step.logits_R)
         assert self._shared is not None
         samples = _empty(logits_RC)
-        slots = self._slots
-        self._shared.accept(logits_RC, step.device_slot_R, slots.last_token_Z, samples)
+        slots, slot_R = self._slots, step.device_slot_R
+        if feature_R.any():
+            drawn_R = self._device.to_device(uniform(slots.seeds(step.slot_R), step.position_R))
+            temperature_R = slots.knobs(slot_R).temperature_S
+            self._shared.draw(
+                logits_RC, temperature_R, drawn_R, slot_R, slots.last_token_Z, samples
+            )
+        else:
+            self._shared.accept(logits_RC, slot_R, slots.last_token_Z, samples)
         tensors = [samples.token_S, samples.logprob_S, samples.bad_S]
         return Outputs(step.row_R, self._device.download(tensors), [], ())
 

@@ -45,7 +45,7 @@ def recorded(**differences: Any) -> list[str]:
 
 def draws(variants: list[str]) -> list[str]:
     """Those that draw tokens of every step by any feature."""
-    return [line for line in variants if line.startswith(("draw_", "edit_"))]
+    return [line for line in variants if line.startswith(("draw_whole", "draw_filtered", "edit_"))]
 
 
 def hits_of_launches(wanted: Wanted) -> dict[str, int]:

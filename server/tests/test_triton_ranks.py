@@ -22,10 +22,10 @@ from conftest import CUDA
 from headrace.ops.mailbox import Mailbox
 from headrace.ops.reduce_norm.reference import reduce_norm
 from headrace.ops.reduce_norm.triton import TritonReduceNorms
-from headrace.ops.sampling import SampleRows, Samples
-from headrace.ops.sampling.ranks import make as make_greedy
+from headrace.ops.sampling import Feature, Knobs, SampleRows
+from headrace.ops.sampling.ranks import make as make_sampling
 from headrace.ops.sampling.reference import ReferenceSampling
-from headrace.ops.sampling.triton import Sizes, TritonSampling
+from headrace.ops.sampling.triton import Sizes, TritonSampling, empty_samples
 
 EPS = 1e-5
 # (rows, width): each after the other through one mailbox, so that rows are skipped and come back.
@@ -36,6 +36,8 @@ CALLS_GPU = [(1, 4096), (8, 4096), (64, 4096), (1, 4096), (100, 4096), (33, 4096
 ULP = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 UNITS = 2 if DEVICE.type == "cuda" else 6
 VOCAB = 310
+# Turns in which best tokens are taken, and in which tokens are drawn.
+BESTS, DRAWS = 3, 6
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -86,30 +88,44 @@ def rows_of_logits(dtype: torch.dtype) -> Tensor:
     return x_SV
 
 
+def chances(turn: int) -> tuple[Tensor, Tensor]:
+    """Temperatures, as a column of a table, and numbers that are drawn with; 9 rows."""
+    random = np.random.default_rng(turn)
+    temperature_S = torch.tensor(random.choice([0.0, 0.05, 0.7, 1.0, 3.0], 9), dtype=torch.float32)
+    uniform_S = torch.from_numpy(random.random(9))
+    uniform_S[turn] = (0.0, 1 - 2.0**-53, 0.5)[turn % 3]
+    return torch.stack((temperature_S, temperature_S), 1)[:, 0], uniform_S
+
+
 def agreed(rank: Rank, dtype: torch.dtype, columns: int) -> list[list[Any]]:
-    """Tokens, log-probabilities, bad rows and last tokens that a rank finds, twice."""
+    """Tokens, log-probabilities, bad rows and last tokens that a rank finds.
+
+    Of several turns the best tokens, and then those that are drawn.
+    """
     sizes = Sizes(piece=64, listed=64, candidates=64)
     sampling = TritonSampling(rank.gpu, torch.from_numpy, sizes)
-    op = make_greedy(sampling, rank.gpu, rank.share, rank.size, VOCAB, columns)
+    op = make_sampling(sampling, rank.gpu, rank.share, rank.size, VOCAB, columns)
     assert op is not None
     padded = torch.full((9, columns * rank.size), torch.nan, dtype=dtype)
     padded[:, :VOCAB] = rows_of_logits(dtype)
     mine = padded[:, rank.rank * columns : (rank.rank + 1) * columns].contiguous().to(rank.device)
     found: list[list[Any]] = []
-    for turn in range(3):
+    last = torch.zeros(12, dtype=torch.int64, device=rank.device)
+    for turn in range(BESTS):
         pause(rank, turn)
         rows = mine[turn:]
         count = rows.shape[0]
         slot_S = torch.arange(count, device=rank.device).flip(0)
-        last = torch.zeros(12, dtype=torch.int64, device=rank.device)
-        out = Samples(
-            torch.zeros(count, dtype=torch.int64, device=rank.device),
-            torch.zeros(count, device=rank.device),
-            torch.zeros(count, dtype=torch.bool, device=rank.device),
-        )
+        out = empty_samples(rows)
         op.accept(rows, slot_S, last, out)
-        columns_of = (out.token_S, out.logprob_S, out.bad_S, last[slot_S])
-        found.append([column.tolist() for column in columns_of])
+        found.append([c.tolist() for c in (out.token_S, out.logprob_S, out.bad_S, last[slot_S])])
+    for turn in range(DRAWS):
+        pause(rank, turn)
+        temperature_S, uniform_S = (column.to(rank.device) for column in chances(turn))
+        slot_S = torch.arange(9, device=rank.device)
+        out = empty_samples(mine)
+        op.draw(mine, temperature_S, uniform_S, slot_S, last, out)
+        found.append([c.tolist() for c in (out.token_S, out.logprob_S, out.bad_S, last[slot_S])])
     return found
 
 
@@ -169,7 +185,7 @@ def test_ranks_agree_on_the_best_token(told: list[Told], padded: int, dtype: tor
     assert all(result == results[0] for result in results), "not the same on all ranks"
     x_SV = rows_of_logits(dtype).float()
     expected = ReferenceSampling().sample(x_SV.clone(), SampleRows(np.zeros(9, np.int64)))
-    for turn, (tokens, logprobs, bad, last) in enumerate(results[0]):
+    for turn, (tokens, logprobs, bad, last) in enumerate(results[0][:BESTS]):
         wanted = expected.bad_S[turn:].tolist()
         assert bad == wanted and sum(wanted) == len([i for i in (4, 5, 6) if i >= turn])
         good = [i for i, is_bad in enumerate(bad) if not is_bad]
@@ -182,6 +198,30 @@ def test_ranks_agree_on_the_best_token(told: list[Told], padded: int, dtype: tor
         assert last == tokens and all(0 <= token < VOCAB for token in tokens)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("padded", [0, 1], ids=["no padding", "padding"])
+def test_ranks_draw_what_one_draws(told: list[Told], padded: int, dtype: torch.dtype) -> None:
+    x_SV = rows_of_logits(dtype).float()
+    drawn: set[int] = set()
+    for turn, (tokens, logprobs, bad, last) in enumerate(told[0].agreed[dtype][padded][BESTS:]):
+        temperature_S, uniform_S = chances(turn)
+        off_S, one_S = torch.zeros(9), torch.ones(9)
+        no_k_S = torch.zeros(9, dtype=torch.int64)
+        knobs = Knobs(temperature_S, no_k_S, one_S, one_S, off_S, one_S, off_S, off_S)
+        features_S = np.where(temperature_S.numpy() > 0, int(Feature.SAMPLED), 0)
+        rows = SampleRows(features_S, knobs=knobs, uniform_S=uniform_S)
+        expected = ReferenceSampling().sample(x_SV.clone(), rows)
+        assert bad == expected.bad_S.tolist() and last == tokens
+        good = [i for i, is_bad in enumerate(bad) if not is_bad]
+        assert [tokens[i] for i in good] == [expected.token_S[i].item() for i in good], turn
+        np.testing.assert_allclose(
+            [logprobs[i] for i in good], [expected.logprob_S[i].item() for i in good], atol=1e-5
+        )
+        assert all(0 <= token < VOCAB for token in tokens)
+        drawn |= set(tokens)
+    assert len(drawn) > DRAWS, "draws differ"
+
+
 def test_a_rank_without_tokens_leaves_it_to_gathering() -> None:
     def share(size: int) -> None:
         raise AssertionError(f"nothing is shared, not even {size} bytes")
@@ -189,4 +229,4 @@ def test_a_rank_without_tokens_leaves_it_to_gathering() -> None:
     from headrace.ops.triton import INTERPRETED
 
     sampling = TritonSampling(INTERPRETED, torch.from_numpy)
-    assert make_greedy(sampling, INTERPRETED, share, 3, 32, 16) is None
+    assert make_sampling(sampling, INTERPRETED, share, 3, 32, 16) is None

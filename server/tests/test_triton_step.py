@@ -31,7 +31,7 @@ from headrace.ops.paged_attention.triton_prefill import TritonPrefill
 from headrace.ops.reduce_norm.triton import TritonReduceNorms
 from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.rope.triton import triton_rope_and_kv_write
-from headrace.ops.sampling.ranks import make as make_greedy
+from headrace.ops.sampling.ranks import make as make_sampling
 from headrace.ops.sampling.triton import Sizes, TritonSampling
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import INTERPRETED
@@ -44,7 +44,11 @@ from headrace.wire import Plan, Result, Sampling
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the interpreter is for machines without CUDA"
 )
-MIXED = [Sampling(), Sampling(temperature=0.8, top_k=20, seed=3)]
+MIXED = [
+    Sampling(),
+    Sampling(temperature=0.8, top_k=20, seed=3),
+    Sampling(temperature=0.9, seed=5),
+]
 
 
 def interpreted(folder: Path, comm: Comm) -> tuple[Decoder, OpTable]:
@@ -127,10 +131,10 @@ def drawn_by(rank: Rank, folder: Path) -> tuple[list[list[int]], int]:
     engine = engine_of(model, ops, device=device, comm=rank.comm, dtype=torch.float32, graphs=True)
     # The sampler of a CPU gathers logits; that of GPUs does not.
     sampling = TritonSampling(INTERPRETED, torch.from_numpy, Sizes(64, 64, 64))
-    shared = make_greedy(
+    shared = make_sampling(
         *(sampling, INTERPRETED, rank.share, rank.size, engine.vocab_size, engine.vocab_columns)
     )
-    engine = replace(engine, shared_greedy=shared)
+    engine = replace(engine, shared_sampling=shared)
     assert graph_sizes(engine, WANTED).rows, "a group with shared memory is recorded"
     made = Runner(engine, WANTED, BLOCKS, GraphSizes(rows=buckets(8)))
     made.capture()

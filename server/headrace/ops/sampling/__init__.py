@@ -17,7 +17,7 @@ from headrace.ops.sampling.base import (
     SampleRows,
     Samples,
     SamplingBackend,
-    SharedGreedy,
+    SharedSampling,
     uniform,
 )
 from headrace.ops.sampling.batched import BatchedSampling, Search
@@ -33,9 +33,9 @@ __all__ = [
     "SampleRows",
     "Samples",
     "SamplingBackend",
-    "SharedGreedy",
+    "SharedSampling",
     "select",
-    "shared_greedy",
+    "shared_sampling",
     "uniform",
 ]
 
@@ -54,10 +54,10 @@ def select(device: Device, reference: bool = False) -> SamplingBackend:
     return TritonSampling(gpu(device), device.to_device)
 
 
-def shared_greedy(
+def shared_sampling(
     backend: SamplingBackend, device: Device, share: Share, ranks: int, vocab: int, columns: int
-) -> SharedGreedy | None:
-    """How ranks take the best token of a vocabulary that they share; None where they gather it.
+) -> SharedSampling | None:
+    """How ranks find tokens of a vocabulary that they share; None where they gather it.
 
     All ranks call it.
 

@@ -129,8 +129,10 @@ class SamplingBackend(Protocol):
         ...
 
 
-class SharedGreedy(Protocol):
-    """Takes the best token of rows whose vocabulary several ranks share, without gathering it.
+class SharedSampling(Protocol):
+    """Finds tokens of rows whose vocabulary several ranks share, without gathering it.
+
+    All ranks make the same calls, for the same rows, and find the same.
 
     Attributes:
         rows_max: rows of a call at most.
@@ -139,10 +141,33 @@ class SharedGreedy(Protocol):
     rows_max: int
 
     def accept(self, logits_SC: Tensor, slot_S: Tensor, last_token_Z: Tensor, out: Samples) -> None:
-        """As `SamplingBackend.greedy_accept`, of this rank's columns; with one result on all ranks.
+        """As `SamplingBackend.greedy_accept`, of this rank's columns.
 
-        All ranks call it, for the same rows.
+        Args:
+            logits_SC: columns of padding behind this rank's own are left alone.
         """
+        ...
+
+    def draw(
+        self,
+        logits_SC: Tensor,
+        temperature_S: Tensor,
+        uniform_S: Tensor,
+        slot_S: Tensor,
+        last_token_Z: Tensor,
+        out: Samples,
+    ) -> None:
+        """Draws from whole vocabularies; makes the tokens their slots' last ones.
+
+        Args:
+            logits_SC: as for `accept`.
+            temperature_S: float32; 0 takes the best token.
+            uniform_S: float64.
+        """
+        ...
+
+    def prepare(self, dtype: torch.dtype, columns: int, where: torch.device) -> None:
+        """Compiles now whatever any step may need."""
         ...
 
 

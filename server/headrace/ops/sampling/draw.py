@@ -43,7 +43,7 @@ from headrace.ops.sampling.search import (
 _PENALTY = tl.constexpr(int(Feature.PENALTY))
 _COUNT_MASK = tl.constexpr(IN_PROMPT - 1)
 
-_LAST_SHARE = tl.constexpr(1 - 2.0**-52)  # a draw's share of the mass stays below the whole
+LAST_SHARE = tl.constexpr(1 - 2.0**-52)  # a draw's share of the mass stays below the whole
 
 
 @triton.jit(do_not_specialize=["knob_stride"])
@@ -114,7 +114,6 @@ def draw_whole_kernel(
     inverse = inverse_of(tl.load(temperature_S + row * knob_stride))
     scale = inverse * LOG2_E
     maxima, masses, best, mass, bad = pieces_of(best_SC, mass_SC, row, pieces, inverse, PIECES)
-    piece = tl.arange(0, PIECES)
     min_p = tl.load(min_p_S + row * knob_stride)
     floor = scale * 0 - float("inf")
     if min_p > 0:
@@ -122,9 +121,29 @@ def draw_whole_kernel(
         masses = _masses_above(
             x_V, vocab, best_SC + row * pieces, pieces, floor, best, scale, masses, PIECES, PIECE
         )
-    masses = _exact(masses, PIECES * PIECE)
+    masses = exact(masses, PIECES * PIECE)
     mass = tl.sum(masses, axis=0)
-    target = tl.minimum(tl.load(uniform_S + row) * mass, mass * _LAST_SHARE)
+    target = tl.minimum(tl.load(uniform_S + row) * mass, mass * LAST_SHARE)
+    token = token_at(x_V, vocab, maxima, masses, pieces, target, floor, scale, PIECES, PIECE)
+    token = tl.where(bad, 0, token)
+    last = tl.where(floor > -float("inf"), EVERY_ID, -1)  # of those at the floor
+    _tell(x_V, row, token, bad, best, inverse, mass, token_S, logprob_S, bad_S)
+    store_frame(frame_SF, row, best, inverse, tl.log(mass), float("inf"), floor, last)
+
+
+@triton.jit
+def token_at(
+    x_V, vocab, maxima, masses, pieces, target, floor, scale,
+    PIECES: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """The token at which what tokens weigh, added up in the order of ids, passes `target`.
+
+    Args:
+        maxima, masses: of the row's pieces, the masses `exact`.
+        floor: logits below it weigh nothing.
+        scale: 1 / temperature, for powers of two.
+    """
+    piece = tl.arange(0, PIECES)
     chosen = tl.sum((tl.cumsum(masses, axis=0) <= target).to(tl.int32), axis=0)
     chosen = tl.minimum(chosen, pieces - 1)
     before = tl.sum(tl.where(piece < chosen, masses, 0.0), axis=0)
@@ -132,14 +151,11 @@ def draw_whole_kernel(
     peak = tl.max(tl.where(piece == chosen, maxima, -float("inf")), axis=0)
     x = of_row(x_V, vocab, chosen * PIECE + tl.arange(0, PIECE))
     weights = tl.where(x >= floor, tl.exp2((x - peak) * scale), 0.0)
-    weights = _exact(weights.to(tl.float64), PIECE)
+    weights = exact(weights.to(tl.float64), PIECE)
     own_again = tl.sum(weights, axis=0)
-    inner = tl.minimum((target - before) / own * own_again, own_again * _LAST_SHARE)
+    inner = tl.minimum((target - before) / own * own_again, own_again * LAST_SHARE)
     reached = tl.sum((tl.cumsum(weights, axis=0) <= inner).to(tl.int32), axis=0)
-    token = tl.where(bad, 0, tl.minimum(chosen * PIECE + reached, vocab - 1))
-    last = tl.where(floor > -float("inf"), EVERY_ID, -1)  # of those at the floor
-    _tell(x_V, row, token, bad, best, inverse, mass, token_S, logprob_S, bad_S)
-    store_frame(frame_SF, row, best, inverse, tl.log(mass), float("inf"), floor, last)
+    return tl.minimum(chosen * PIECE + reached, vocab - 1)
 
 
 @triton.jit
@@ -285,7 +301,7 @@ def _target(search, mass, top_k, top_p, typical_p, uniform):
     nucleus = tl.maximum(top_p * mass, 1e-9)
     target = tl.where(search == 0, top_k.to(tl.float64), nucleus)
     target = tl.where(search == 2, typical_p * mass, target)
-    return tl.where(search == 3, tl.minimum(uniform * mass, mass * _LAST_SHARE), target)
+    return tl.where(search == 3, tl.minimum(uniform * mass, mass * LAST_SHARE), target)
 
 
 @triton.jit
@@ -357,7 +373,7 @@ def _reach(
 
 
 @triton.jit
-def _exact(x, BOUND: tl.constexpr):
+def exact(x, BOUND: tl.constexpr):
     """Rounds float64 so that all sums up to BOUND, a power of two, are exact, in any order."""
     return (x + BOUND) - BOUND
 

@@ -116,6 +116,11 @@ class TritonSampling:
         self._sizes = sizes or Sizes()
         self._every_S: Tensor | None = None
 
+    @property
+    def piece(self) -> int:
+        """Tokens of a piece of `scan`."""
+        return self._sizes.piece
+
     def greedy(self, logits_SV: Tensor) -> Samples:
         """The best token of each row, and its log-probability: two launches, which can be captured.
 
