@@ -253,6 +253,33 @@ def test_scores_are_bounded_softly(rows: list[tuple[int, int]]) -> None:
     check(case, backend(heads, torch.float32), softcap=0.7)
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    # The interpreter makes no bfloat16 of 8 bits.
+    [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
+    ids=str,
+)
+def test_caches_of_fewer_bits_with_scales(dtype: torch.dtype, stored: torch.dtype) -> None:
+    if DEVICE.type == "cuda" and stored == torch.float8_e4m3fn and gpu_here().capability < (8, 9):
+        pytest.skip("the device has no float8_e4m3fn")
+    heads, k_scale, v_scale = Heads(4, 2, 32), 0.5, 4.0
+    case = make(decode_rows([1, 70, 33, 257]), heads, 16, dtype)
+    kept = [
+        (cache / scale).to(stored)
+        for cache, scale in zip(case.caches, (k_scale, v_scale), strict=True)
+    ]
+    wide = replace(
+        case, k_cache_NPKE=kept[0].float() * k_scale, v_cache_NPKE=kept[1].float() * v_scale
+    )
+    decode = TritonDecode(heads.q, heads.kv, heads.dim, dtype, gpu_here(), DEVICE)
+    assert case.shape.kv_len_S is not None
+    plan = decode.plan(4, case.shape.kv_len_S, case.shape.table_SB, 16)
+    o_SHE = torch.empty((4, heads.q, heads.dim), dtype=dtype, device=DEVICE)
+    decode.attend(case.q_THE, *kept, o_SHE, plan, k_scale=k_scale, v_scale=v_scale)
+    compare(o_SHE, expect(wide), dtype)
+
+
 STEPS = {
     "one prompt": [(0, 33)],
     "later chunk": [(19, 30)],
