@@ -1,12 +1,17 @@
-"""The server on a CUDA device answers like the one on the CPU."""
+"""The server on CUDA devices answers like the one on the CPU, and ends as it does."""
 
+import contextlib
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from headrace.testing.tiny import Tiny
-from stack import Stack
+from stack import Stack, alive
+from test_faults import LONG, command_line, wait_until
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,3 +47,27 @@ def test_float32_tokens_are_those_of_the_cpu(
         return [[t["id"] for t in answer["details"]["tokens"]] for answer in answers]
 
     assert tokens("cuda", shards) == tokens("cpu", 1)
+
+
+def test_a_dead_rank_ends_the_server_although_others_wait_for_it(tmp_path: Path) -> None:
+    """The kernels of the rank that lives wait for sums that nobody will send."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there are no two CUDA devices")
+    model = Tiny().write(tmp_path / "model")
+    flags = ("--model-id", str(model), "--device", "cuda", "--num-shard", "2")
+    with Stack(*flags) as stack:
+        stack.wait_ready()
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):  # The server ends meanwhile.
+                stack.post("/generate", LONG)
+
+        threading.Thread(target=ask, daemon=True).start()
+        wait_until(lambda: stack.metric("tgi_batch_current_size") >= 1)
+        children = stack.children()
+        shards = [pid for pid in children if "shard" in command_line(pid)]
+        assert len(shards) == 2
+        os.kill(shards[1], signal.SIGKILL)
+        assert stack.wait_exit() == 1
+        assert "ShardFailed" in stack.log
+        assert not any(alive(pid) for pid in children)
