@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "kv": {"memory", "errors"},
     "memory": {"errors"},
     "startup": set(),
-    "ahead": {"models", "ops", "device", "engine", "prepare", "load", "config", "errors"},
+    "ahead": {"models", "ops", "comm", "device", "engine", "prepare", "load", "config", "errors"},
     "hub": {"errors"},
 }
 # May import whatever it tests: nothing that is served imports it (KNOWN_BY).

@@ -17,7 +17,7 @@ from headrace.ops import Choice, OpSpec, select
 from headrace.ops.base import Candidate, No, Reference, Yes, choose
 from headrace.ops.rope import QkNorm, QkvLayout
 
-FOLDERS = "rms_norm rope silu_mul kv_write paged_attention matmul decode_inputs".split()
+FOLDERS = "rms_norm reduce_norm rope silu_mul kv_write paged_attention matmul decode_inputs".split()
 # Relative to the largest value: float32 in another order; one rounding to bfloat16 more or less.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
 DTYPES = [torch.float32, torch.bfloat16]

@@ -21,11 +21,12 @@ from triton.runtime import driver
 
 from headrace import ops
 from headrace.ahead.stamp import Wanted
+from headrace.comm import Place
 from headrace.device import Device
 from headrace.device.absent import AbsentDevice
 from headrace.engine import Engine, Preparation
 from headrace.load import DTYPES, engine_of
-from headrace.models import HfConfig, Place, outline_model, spec_of
+from headrace.models import HfConfig, outline_model, spec_of
 from headrace.prepare import prepare_engine
 
 WARP = 32  # threads; Triton's targets name it

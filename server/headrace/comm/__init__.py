@@ -1,10 +1,11 @@
 """How the ranks of a group talk: alone, through `torch.distributed`, or through shared memory."""
 
 from headrace.comm.base import Comm
+from headrace.comm.place import Place
 from headrace.comm.single import SingleComm
 from headrace.device import Device
 
-__all__ = ["Comm", "SingleComm", "join_group"]
+__all__ = ["Comm", "Place", "SingleComm", "join_group"]
 
 
 def join_group(device: Device, rank: int, size: int, rendezvous: str, timeout_s: float) -> Comm:

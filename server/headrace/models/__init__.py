@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from headrace import quant
-from headrace.comm import SingleComm
-from headrace.device import Peers
+from headrace.comm import Place
 from headrace.layers.build import Build
 from headrace.models.decoder import Decoder
 from headrace.models.fused import fuse
@@ -46,7 +44,6 @@ __all__ = [
     "HfConfig",
     "LocalSpec",
     "ModelSpec",
-    "Place",
     "begin_loading",
     "load_model",
     "outline_model",
@@ -167,24 +164,6 @@ def outline_model(
     model = Decoder(Build(ops, comm, dtype, quant.detect(hf.values)), spec, architecture.RECIPE)
     pack(model, device.torch_device)
     return model.eval()
-
-
-class Place(SingleComm):
-    """A rank among others, for an outline of a model that is never computed."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank = rank
-        self.size = size
-
-    def all_gather(self, x: Tensor, dim: int) -> Tensor:
-        """Of the shape that it has in a group."""
-        return torch.cat([x] * self.size, dim)
-
-    def share(self, size: int) -> Peers | None:
-        """Memory that is nowhere."""
-        nowhere = torch.empty(size, dtype=torch.uint8, device="meta")
-        address_R = torch.empty(self.size, dtype=torch.int64, device="meta")
-        return Peers(self.rank, self.size, nowhere, address_R)
 
 
 def _names(architecture: Any, spec: ModelSpec) -> Names:
