@@ -26,7 +26,8 @@ from measure import BYTES_PER_SECOND, copies_for, graph_us
 from torch import Tensor
 
 from headrace.ops.sampling import BatchedSampling, SampleRows, Search, uniform
-from headrace.ops.sampling.triton import Settings, Sizes, TritonSampling, empty_samples
+from headrace.ops.sampling.base import empty_samples
+from headrace.ops.sampling.triton import Settings, Sizes, TritonSampling
 from headrace.ops.triton import Gpu, gpu_at
 from headrace.slots import KNOBS, features_of, knobs_of
 from headrace.wire import Sampling

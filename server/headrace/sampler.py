@@ -14,7 +14,7 @@ from headrace.batch import PromptRow, Step
 from headrace.device import Download
 from headrace.engine import Engine
 from headrace.layers.embedding import whole_vocabulary
-from headrace.ops.sampling import Feature, SampleRows, Samples, uniform
+from headrace.ops.sampling import Feature, SampleRows, Samples, empty_samples, uniform
 from headrace.slots import SlotRows
 from headrace.wire import ResultFlag
 
@@ -120,7 +120,7 @@ class Sampler:
     def _launch_shared(self, step: Step, logits_LC: Tensor, feature_R: np.ndarray) -> Outputs:
         logits_RC = logits_LC if step.logits_R is None else logits_LC.index_select(0, step.logits_R)
         assert self._shared is not None
-        samples = _empty(logits_RC)
+        samples = empty_samples(logits_RC)
         slots, slot_R = self._slots, step.device_slot_R
         if feature_R.any():
             drawn_R = self._device.to_device(uniform(slots.seeds(step.slot_R), step.position_R))
@@ -140,7 +140,7 @@ class Sampler:
 
     def _undrawn(self, logits_RV: Tensor) -> Samples:
         """What a rank knows before it is told what rank 0 drew."""
-        samples = _empty(logits_RV)
+        samples = empty_samples(logits_RV)
         if logits_RV.shape[0]:
             samples = replace(samples, bad_S=self._backend.bad_rows(logits_RV))
         return samples
@@ -187,16 +187,6 @@ class Sampler:
         if before_V is not None and row.start > 0:
             found[:1] = before_V.index_select(0, token_T[:1])
         return found
-
-
-def _empty(logits_R: Tensor) -> Samples:
-    """A result for each row of logits, all zeros."""
-    rows, where = logits_R.shape[0], logits_R.device
-    return Samples(
-        torch.zeros(rows, dtype=torch.int64, device=where),
-        torch.zeros(rows, dtype=torch.float32, device=where),
-        torch.zeros(rows, dtype=torch.bool, device=where),
-    )
 
 
 def _ragged(

@@ -23,9 +23,10 @@ from headrace.ops.mailbox import Mailbox
 from headrace.ops.reduce_norm.reference import reduce_norm
 from headrace.ops.reduce_norm.triton import TritonReduceNorms
 from headrace.ops.sampling import Feature, Knobs, SampleRows
+from headrace.ops.sampling.base import empty_samples
 from headrace.ops.sampling.ranks import make as make_sampling
 from headrace.ops.sampling.reference import ReferenceSampling
-from headrace.ops.sampling.triton import Sizes, TritonSampling, empty_samples
+from headrace.ops.sampling.triton import Sizes, TritonSampling
 
 EPS = 1e-5
 # (rows, width): each after the other through one mailbox, so that rows are skipped and come back.

@@ -19,8 +19,9 @@ from test_sampler import GRID, compare, edits, rows_of, tops
 
 from conftest import CUDA
 from headrace.ops.sampling import BatchedSampling, Edits, Knobs, SampleRows, Samples, Search
+from headrace.ops.sampling.base import empty_samples
 from headrace.ops.sampling.reference import ReferenceSampling
-from headrace.ops.sampling.triton import TIES_MAX, Sizes, TritonSampling, empty_samples
+from headrace.ops.sampling.triton import TIES_MAX, Sizes, TritonSampling
 from headrace.wire import Sampling
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -86,6 +86,9 @@ class SymmetricComm:
     def reserve(self, numbers: int, dtype: torch.dtype) -> None:
         dtype = dtype if dtype in SUMMED else torch.float32
         if self._stage is None or self._stage.numel() < numbers or self._stage.dtype != dtype:
+            if self._stage is not None:
+                self.shared_bytes -= self._stage.nbytes
+                self._stage = None
             peers = self.share(numbers * dtype.itemsize)
             assert peers is not None
             self._stage = peers.memory.view(dtype)

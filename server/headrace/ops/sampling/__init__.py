@@ -18,6 +18,7 @@ from headrace.ops.sampling.base import (
     Samples,
     SamplingBackend,
     SharedSampling,
+    empty_samples,
     uniform,
 )
 from headrace.ops.sampling.batched import BatchedSampling, Search
@@ -34,6 +35,7 @@ __all__ = [
     "Samples",
     "SamplingBackend",
     "SharedSampling",
+    "empty_samples",
     "select",
     "shared_sampling",
     "uniform",

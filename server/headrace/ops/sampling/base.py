@@ -92,6 +92,16 @@ class Samples:
     alternatives: tuple[Alternatives, ...] = ()
 
 
+def empty_samples(logits_SV: Tensor) -> Samples:
+    """Room for what is drawn from some rows."""
+    rows, where = logits_SV.shape[0], logits_SV.device
+    return Samples(
+        torch.empty(rows, dtype=torch.int64, device=where),
+        torch.empty(rows, dtype=torch.float32, device=where),
+        torch.empty(rows, dtype=torch.bool, device=where),
+    )
+
+
 class SamplingBackend(Protocol):
     """Draws one token a row.
 

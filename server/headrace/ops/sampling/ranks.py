@@ -23,10 +23,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.device.peers import Share
 from headrace.ops.mailbox import Mailbox, post, receive
-from headrace.ops.sampling.base import Samples
+from headrace.ops.sampling.base import Samples, empty_samples
 from headrace.ops.sampling.draw import LAST_SHARE, exact, token_at
 from headrace.ops.sampling.scan import LOG2_E, inverse_of, pieces_of
-from headrace.ops.sampling.triton import TritonSampling, empty_samples
+from headrace.ops.sampling.triton import TritonSampling
 from headrace.ops.triton import Gpu
 
 # Rows of a step that the mailbox has room for.

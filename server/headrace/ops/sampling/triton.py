@@ -22,7 +22,14 @@ import torch
 import triton
 from torch import Tensor
 
-from headrace.ops.sampling.base import Alternatives, Feature, Knobs, SampleRows, Samples
+from headrace.ops.sampling.base import (
+    Alternatives,
+    Feature,
+    Knobs,
+    SampleRows,
+    Samples,
+    empty_samples,
+)
 from headrace.ops.sampling.draw import draw_filtered_kernel, draw_whole_kernel, edit_kernel
 from headrace.ops.sampling.groups import EDITS, Groups
 from headrace.ops.sampling.lists import CANDIDATES, LIST, alternatives_kernel
@@ -426,16 +433,6 @@ class TritonSampling:
             warps=8,
         )
         return Alternatives(row_R, count_R, token_RK, logprob_RK)
-
-
-def empty_samples(logits_SV: Tensor) -> Samples:
-    """Room for what is drawn from some rows."""
-    rows, where = logits_SV.shape[0], logits_SV.device
-    return Samples(
-        torch.empty(rows, dtype=torch.int64, device=where),
-        torch.empty(rows, dtype=torch.float32, device=where),
-        torch.empty(rows, dtype=torch.bool, device=where),
-    )
 
 
 def _empty_drawn(logits_SV: Tensor) -> Drawn:
