@@ -36,4 +36,4 @@ RUN uv pip install --system --no-cache "$(echo /wheels/*.whl)[cuda]" \
 # Compute capability of the GPUs that the image brings the kernels of published models for; their
 # compilation needs no GPU.
 ARG CAPABILITY=9.0
-RUN python -m headrace compile --ship --capability "$CAPABILITY"
+RUN headrace compile --ship --capability "$CAPABILITY"

@@ -29,7 +29,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ship", action="store_true", help="into the package, where every start looks first"
     )
-    command.add_argument("--child", action="store_true", help="what a starting shard calls")
+    # What a starting shard calls.
+    command.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     command.add_argument(
         "folders", nargs="*", type=Path, help="with a config.json [default: some published models]"
     )
