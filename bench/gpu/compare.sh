@@ -35,6 +35,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 RUNNING=512 # sequences at one time, on both sides
+# Tokens of a step offline: what vLLM takes for a model in process on a GPU of 70 GiB or more. Both
+# servers take 8,192.
+OFFLINE_TOKENS=16384
 OUR_PORT=8124
 VLLM_PORT=8123
 READY_S=900 # a server that does not answer within this time failed
@@ -122,7 +125,7 @@ load() { # label, port, name of the model
 
 ours_offline() {
     # shellcheck disable=SC2046 # the flags are words
-    "$headrace" bench offline $(our_flags) --label ours --json "$out/ours.jsonl" "${scenarios[@]}" \
+    "$headrace" bench offline $(our_flags) --max-batch-prefill-tokens $OFFLINE_TOKENS --label ours --json "$out/ours.jsonl" "${scenarios[@]}" \
         2>"$out/ours-offline.log" || { tail -n 20 "$out/ours-offline.log" >&2 && return 1; }
 }
 

@@ -139,6 +139,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     bench = Bench(args)
+    scheduling = bench.llm.llm_engine.vllm_config.scheduler_config
+    budget = scheduling.max_num_batched_tokens
+    bench.push({"what": "server", "step_tokens_max": budget})
     bench.push({"what": "startup", "startup_s": round(time.perf_counter() - STARTED, 2)})
     chosen = args.only.split(",")
     for requests, isl, osl in WARM_UP:

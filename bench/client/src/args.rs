@@ -37,8 +37,8 @@ pub(crate) struct Cli {
 const OFFLINE_ABOUT: &str = "Measure the shards through the engine, without HTTP.
 
 Every flag of `headrace serve` is taken too and means the same. Prompts are random token ids, \
-tokens are greedy, the end of text is ignored; the prefix cache is off unless --prefix-caching \
-true is given.
+tokens are greedy, the end of text is ignored. Unless their flags are given, the prefix cache is off \
+and no step is cut for a latency target.
 
 decode: (time of the long run − time of one token) / steps between, at one prompt length.
 prefill: the best of several runs of one prompt and one new token.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
+use futures_util::future::join_all;
 use headrace_config::Serve;
 use headrace_engine::{
     EngineHandle, EngineState, Facts, FinishReason, Request, RequestSpec, Sampling, TokenEvent,
-    TokenId, Tokens, start as start_engine,
+    TokenId, TokenStream, Tokens, start as start_engine,
 };
 use headrace_launcher::{Programs, PythonNotFound, Stage, run_job};
 use prometheus::Registry;
@@ -23,7 +24,10 @@ use crate::stats::rounded;
 use crate::usage;
 
 /// Flags of the server that have another default here.
-const SERVER_DEFAULTS: [(&str, &str); 1] = [("--prefix-caching", "false")];
+///
+/// Nobody reads a stream here, so no step is cut for one.
+const SERVER_DEFAULTS: [(&str, &str); 2] =
+    [("--prefix-caching", "false"), ("--itl-target-ms", "0")];
 /// Sequences that may wait: more than any mix has.
 const QUEUE_MAX: usize = 1 << 16;
 /// Runs of one new token beside the long run; the best counts.
@@ -285,8 +289,10 @@ impl Bench {
             .collect::<Result<_, _>>()?;
         let mut answers = JoinSet::new();
         let start = Instant::now();
-        for request in requests {
-            answers.spawn(answer(self.engine.clone(), request, mix.osl));
+        // By one task: the driver finds them all waiting before it makes the first plan.
+        for stream in join_all(requests.into_iter().map(|r| self.engine.submit(r))).await {
+            let stream = stream.map_err(|error| error.to_string())?;
+            answers.spawn(answer(stream, mix.osl));
         }
         while let Some(answer) = answers.join_next().await {
             answer.map_err(|error| format!("a request's task failed: {error}"))??;
@@ -312,9 +318,7 @@ impl Bench {
 // === free functions ===
 
 /// Reads an answer to its end, which must come after as many tokens as were asked for.
-async fn answer(engine: EngineHandle, request: Request, osl: u32) -> Result<(), String> {
-    let submitted = engine.submit(request).await;
-    let mut stream = submitted.map_err(|error| error.to_string())?;
+async fn answer(mut stream: TokenStream, osl: u32) -> Result<(), String> {
     let mut tokens = 0;
     loop {
         for event in stream.next().await {
