@@ -49,7 +49,7 @@ TOKEN_BYTES, LOGPROB_BYTES, BAD_BYTES = 8, 4, 1
 # The smallest and the largest step that is computed in pieces, and how many sizes an octave has.
 # Larger steps keep the device busy while their operations are launched one by one.
 PIECE_TOKENS_MIN = 16
-PIECE_TOKENS_MAX = 1024
+PIECE_TOKENS_MAX = 2048
 PIECE_SIZES_AN_OCTAVE = 8
 
 

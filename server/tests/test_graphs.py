@@ -108,6 +108,6 @@ def test_sizes_are_dense_at_the_bottom_and_padding_is_bounded() -> None:
     assert sizes[:9] == (1, 2, 3, 4, 5, 6, 7, 8, 10) and sizes[-1] == ROWS_MAX
     assert all(after / before <= 1.25 for before, after in itertools.pairwise(sizes[7:]))
     tokens = token_buckets(10_000)
-    assert tokens[0] == 16 and tokens[-1] == 1024
+    assert tokens[0] == 16 and tokens[-1] == 2048
     assert all(after / before <= 1.125 for before, after in itertools.pairwise(tokens))
     assert buckets(3) == (1, 2, 3) and buckets(11)[-1] == 11
