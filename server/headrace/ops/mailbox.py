@@ -72,21 +72,34 @@ class Mailbox:
 
 
 @triton.jit
+def boxes_of(address_R, RANKS: tl.constexpr):
+    """Where each rank's box is: a tuple. Nothing in a step writes addresses, so that a kernel may
+    ask for them before it waits for those before it."""
+    boxes = ()
+    for peer in tl.static_range(RANKS):
+        boxes += (tl.load(address_R + peer),)
+    return boxes
+
+
+@triton.jit
 def post(
-    address_R, rank, row, number, bits_W, word, inside,
-    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
+    boxes, rank, row, number, bits_W, word, inside,
+    RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, SELF: tl.constexpr = True,
 ):  # fmt: skip
-    """Writes a row of words to the box of every rank, this one's included.
+    """Writes a row of words to the box of every rank.
 
     Args:
+        boxes: what `boxes_of` returns.
         bits_W: int32.
         word: their indices in the row.
+        SELF: whether this rank's box gets them, too.
     """
     message_W = (number.to(tl.int64) << 32) | (bits_W.to(tl.int64) & 0xFFFFFFFF)
     at = (((number & 1) * RANKS + rank) * ROWS + row) * WORDS + word
     for peer in tl.static_range(RANKS):
-        box = tl.load(address_R + peer).to(tl.pointer_type(tl.int64))
-        tl.store(tl.multiple_of(box, 16) + at, message_W, mask=inside)
+        box = boxes[peer].to(tl.pointer_type(tl.int64))
+        wanted = inside if SELF else inside & (word * 0 + rank != peer)
+        tl.store(tl.multiple_of(box, 16) + at, message_W, mask=wanted)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Sum over the ranks and RMS normalisation in Triton: one program a row, through a mailbox.
 
-A program posts its row to all ranks, waits for theirs, and goes on as `ops/rms_norm` does: numbers
-are rounded where the sum, the stream and the norm would be if they were computed apart.
+A program posts its row to the other ranks, waits for theirs, and goes on as `ops/rms_norm` does:
+numbers are rounded where the sum, the stream and the norm would be if they were computed apart.
 """
 
 # T tokens · D width · W words of a row: two numbers of 16 bits each, or one of 32
@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.device.peers import Share
-from headrace.ops.mailbox import Mailbox, post, receive
+from headrace.ops.mailbox import Mailbox, boxes_of, post, receive
 from headrace.ops.reduce_norm.base import ReduceNorm
 from headrace.ops.triton import Gpu
 
@@ -85,13 +85,14 @@ def reduce_norm_kernel(
     at = row * ROW + word
     if PDL:
         gdc_launch_dependents()
-    # Nothing in a step writes weights: they are fetched while the kernel before still runs.
+    # Nothing in a step writes these: they are fetched while the kernel before still runs.
     weight = tl.load(weight_W + word, mask=inside, other=0)
+    boxes = boxes_of(address_R, RANKS)
     if PDL:
         gdc_wait()
     number = tl.load(sent + row) + 1
     mine = tl.load(x_TW + at, mask=inside, other=0)
-    post(address_R, rank, row, number, mine, word, inside, RANKS, ROWS, WORDS)
+    post(boxes, rank, row, number, mine, word, inside, RANKS, ROWS, WORDS, SELF=False)
     residual = tl.zeros_like(mine)
     if ADD:
         residual = tl.load(residual_TW + at, mask=inside, other=0)
@@ -102,7 +103,9 @@ def reduce_norm_kernel(
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
-        bits = receive(box, peer, row, number, word, inside, RANKS, ROWS, WORDS)
+        theirs = inside & (word * 0 + rank != peer)
+        bits = receive(box, peer, row, number, word, theirs, RANKS, ROWS, WORDS)
+        bits = tl.where(rank == peer, mine, bits)
         peer_low, peer_high = _unpack(bits, TYPE, HALVES)
         low += peer_low
         high += peer_high

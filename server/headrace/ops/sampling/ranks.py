@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.device.peers import Share
-from headrace.ops.mailbox import Mailbox, post, receive
+from headrace.ops.mailbox import Mailbox, boxes_of, post, receive
 from headrace.ops.sampling.base import Samples, empty_samples
 from headrace.ops.sampling.draw import LAST_SHARE, exact, token_at
 from headrace.ops.sampling.scan import LOG2_E, inverse_of, pieces_of
@@ -73,6 +73,8 @@ def best_of_ranks_kernel(
     row = tl.program_id(0).to(tl.int64)
     if PDL:
         gdc_launch_dependents()
+    boxes = boxes_of(address_R, RANKS)
+    if PDL:
         gdc_wait()
     number = tl.load(sent + row) + 1
     maxima, _, best, mass, _ = pieces_of(best_SC, mass_SC, row, pieces, 1.0, PIECES)
@@ -84,7 +86,7 @@ def best_of_ranks_kernel(
     bits_W = tl.where(word == 0, best.to(tl.float32).to(tl.int32, bitcast=True), token)
     mass_bits = mass.to(tl.float32).to(tl.int32, bitcast=True)
     bits_W = tl.where(word == 2, mass_bits, bits_W)
-    post(address_R, rank, row, number, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
+    post(boxes, rank, row, number, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
     tl.debug_barrier()
     tl.store(sent + row, number)
 
@@ -174,6 +176,8 @@ def draw_of_ranks_kernel(  # noqa: PLR0915
     row = tl.program_id(0).to(tl.int64)
     if PDL:
         gdc_launch_dependents()
+    boxes = boxes_of(address_R, RANKS)
+    if PDL:
         gdc_wait()
     number = tl.load(sent + row) + 1
     temperature = tl.load(temperature_S + row * knob_stride)
@@ -189,7 +193,7 @@ def draw_of_ranks_kernel(  # noqa: PLR0915
     low, high = _halves(mass)
     bits_W = tl.where(word == 0, best.to(tl.float32).to(tl.int32, bitcast=True), best_token)
     bits_W = tl.where(word == 2, low, tl.where(word == 3, high, bits_W))
-    post(address_R, rank, row, number, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
+    post(boxes, rank, row, number, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
     tl.debug_barrier()
     tl.store(sent + row, number + 1)  # A draw is two messages.
 
@@ -232,7 +236,7 @@ def draw_of_ranks_kernel(  # noqa: PLR0915
     bits_W = tl.where(word == 0, x.to(tl.int32, bitcast=True), first + token)
     # All threads have read the first message before the second lets others post a third.
     tl.debug_barrier()
-    post(address_R, rank, row, number + 1, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
+    post(boxes, rank, row, number + 1, bits_W, word, word < WORDS, RANKS, ROWS, WORDS)
     drawn = top_token
     drawn_x = beside
     for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
