@@ -81,6 +81,7 @@ class Engine:
     graph_inputs: GraphInputs | None = None  # what the device's graphs need, where it has any
     width: int = 0  # of the residual stream, which ranks sum
     vocab_columns: int = 0  # what this rank has of the vocabulary, padding included; 0: all
+    logits_stride: int = 0  # numbers from one row of logits to the next; 0: as many as tokens
     shared_sampling: SharedSampling | None = None  # None: logits are gathered first
     phases: Phases = field(default_factory=Phases)  # where the seconds of the start go
 

@@ -22,6 +22,7 @@ from headrace.batch import Step
 from headrace.device import Timer
 from headrace.engine import Engine, Preparation, Prepared
 from headrace.errors import HeadraceError, PlanError
+from headrace.ops.triton import warn_of_kernels
 from headrace.prepare import prepare_engine
 from headrace.runner import Runner
 from headrace.sampler import Outputs
@@ -92,6 +93,7 @@ class Executor:
             assert self._engine is not None, "prepared before it was loaded"
             try:
                 self._runner, prepared = prepare_engine(self._engine, wanted)
+                warn_of_kernels()
                 done.set_result(prepared)
             except Exception as error:
                 done.set_exception(error)

@@ -141,6 +141,7 @@ def engine_of(
         graph_inputs=graph_inputs,
         width=spec.width,
         vocab_columns=columns,
+        logits_stride=model.head.stride,
         shared_sampling=shared_sampling,
     )
 

@@ -103,7 +103,7 @@ def _measure_graphs(engine: Engine, wanted: Preparation, sizes: GraphSizes) -> i
 def _warm(engine: Engine, wanted: Preparation) -> None:
     """Executes made-up plans of the largest size, so that what is loaded lazily is loaded."""
     where = engine.device.torch_device
-    engine.sampling.prepare(engine.vocab_size, engine.logits_dtype, where)
+    engine.sampling.prepare(engine.vocab_size, engine.logits_dtype, where, engine.logits_stride)
     if engine.shared_sampling is not None:
         engine.shared_sampling.prepare(engine.logits_dtype, engine.vocab_columns, where)
     crowd = CROWD if engine.device.asynchronous else 0

@@ -9,15 +9,27 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+import torch
+from planner import Planner, Sequence
 from triton import knobs
 from triton.compiler.compiler import CompiledKernel
 
 from headrace.ahead import rehearsal
 from headrace.ahead.compile import compile_variants
 from headrace.ahead.stamp import Wanted
+from headrace.comm import Place
+from headrace.device.absent import AbsentDevice
+from headrace.engine import Preparation
+from headrace.models import HfConfig
+from headrace.prepare import prepare_engine
+from headrace.runner import Runner
+from headrace.warm import VARIANTS
+from headrace.wire import Plan, Result, Sampling
 
 HOPPER = (9, 0)
 QUICK = ("rms_norm_kernel", "silu_mul_kernel", "decode_inputs_kernel")
@@ -68,6 +80,52 @@ def hits_of_launches(wanted: Wanted) -> dict[str, int]:
     return dict(found)
 
 
+def launched_late(ranks: int, vocab: int) -> list[str]:
+    """Kernels that steps of all kinds launch, and the start before them did not."""
+    hf, device = HfConfig(TINY | {"vocab_size": vocab}), AbsentDevice(HOPPER, 132)
+    prepared = Preparation(
+        first_step=0,
+        block_tokens=16,
+        slots_max=80,
+        state_slots_max=80,
+        step_tokens_max=256,
+        step_rows_max=80,
+    )
+    late: list[str] = []
+    everything = rehearsal.untraced(), rehearsal.standing_in(HOPPER), rehearsal.recording()
+    with everything[0], everything[1], everything[2] as found, torch.inference_mode():
+        for rank in range(ranks):
+            place = Place(rank, ranks)
+            made = rehearsal._engine(hf, device, torch.bfloat16, place)
+            runner, _ = prepare_engine(made, prepared)
+            before = len(found)
+            for asked in requests():
+                runner._next_step = 0
+                runner.slots.bound_Z[:] = False
+
+                def execute(plan: Plan, runner: Runner = runner) -> Result:
+                    result = runner.execute(plan)
+                    # Nothing was computed, and other ranks than the first tell nothing.
+                    zeros = np.zeros(int((plan.row_flags_S & 1).sum()), np.int32)
+                    columns = ("token_id", "row_flags", "top_count", "logprob")
+                    for column in columns:
+                        setattr(result, column, zeros)
+                    return result
+
+                Planner(blocks=512, block_tokens=16, running_max=40, chunk=200).run(execute, asked)
+            late += [variant.name for variant in found[before:]]
+    return late
+
+
+def requests() -> Iterator[list[Sequence]]:
+    """Loads: all kinds of draws together, then each alone, in batches of several sizes."""
+    kinds = [*VARIANTS, Sampling(temperature=0.9)]
+    yield [Sequence([1] * (3 + 9 * i), 3 + i, kind) for i, kind in enumerate(kinds * 3)]
+    for kind in kinds:
+        for length, count in ((3, 1), (40, 3), (17, 24)):
+            yield [Sequence([1] * length, 4, kind) for _ in range(count)]
+
+
 def main() -> None:
     wanted = Wanted(TINY, HOPPER, running_max=80, step_tokens_max=256)
     variants = rehearsal.variants_wanted(wanted)
@@ -87,6 +145,10 @@ def main() -> None:
         f"{variant.name} {variant.data}" for variant in variants
     )
     rehearsal.MULTIPROCESSORS = multiprocessors
+    told["late"] = {
+        f"{ranks} of {vocab}": launched_late(ranks, vocab)
+        for ranks, vocab in ((1, 320), (1, 509), (2, 509))
+    }
     quick = [variant for variant in variants if variant.name in QUICK]
     compiled = compile_variants(quick, HOPPER, workers=2)
     told |= {"quick": len(quick), "compiled": compiled.kernels, "missing": compiled.missing}

@@ -24,6 +24,7 @@ from headrace.ahead.stamp import KEYS, Wanted, facts_of, is_compiled, mark, read
 from headrace.config import Serve, keep_kernels, kernel_caches
 from headrace.errors import ConfigError
 from headrace.models import HfConfig, spec_of
+from headrace.ops.triton import counting_kernels, warn_of_kernels
 from headrace.startup import open_driver
 
 pytest.importorskip("triton")
@@ -87,6 +88,11 @@ def test_a_device_without_dependent_launch_gets_no_such_kernels(told: dict[str, 
 
 def test_a_rehearsal_does_not_import_a_tracing_compiler(told: dict[str, Any]) -> None:
     assert not told["dynamo"]
+
+
+def test_steps_launch_nothing_that_the_start_did_not(told: dict[str, Any]) -> None:
+    """A vocabulary that is no multiple of 16 has rows of logits at two distances."""
+    assert told["late"] == {"1 of 320": [], "1 of 509": [], "2 of 509": []}
 
 
 def test_launches_find_what_was_compiled_ahead(told: dict[str, Any]) -> None:
@@ -376,3 +382,21 @@ def test_the_driver_tells_the_capability(monkeypatch: pytest.MonkeyPatch) -> Non
     found: list[tuple[int, int]] = []
     open_driver(0, found.append).join(60)
     assert found == [HOPPER]
+
+
+def test_a_kernel_that_no_warm_up_launched_is_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = pytest.importorskip("triton").knobs
+    monkeypatch.setattr(knobs.compilation, "listener", None)
+    launched = {"src": None, "metadata": {"name": "late_kernel"}, "metadata_group": {}}
+    with counting_kernels() as counted:
+        for cache_hit in (True, False, False):
+            knobs.compilation.listener(**launched, times=None, cache_hit=cache_hit)
+    assert counted == {"found": 1, "compiled": 2} and knobs.compilation.listener is None
+    warn_of_kernels()
+    with counting_kernels():
+        knobs.compilation.listener(**launched, times=None, cache_hit=False)
+    assert not caplog.records
+    knobs.compilation.listener(**launched, times=None, cache_hit=False)
+    assert "late_kernel was compiled" in caplog.text

@@ -18,6 +18,7 @@ from headrace.batch import NO_GRAPHS
 from headrace.device import open_device
 from headrace.engine import Preparation
 from headrace.models import ARCHITECTURES
+from headrace.ops.triton import warn_of_kernels
 from headrace.prepare import graph_sizes, prepare_engine
 from headrace.runner import Runner
 from headrace.testing import engine
@@ -92,12 +93,19 @@ def smollm2() -> Path:
     return found
 
 
-@torch.inference_mode()
-def theirs(folder: Path, dtype: torch.dtype) -> tuple[list[list[int]], list[list[int]], Any]:
-    """Prompts, transformers' greedy tokens on this GPU, and its model."""
+def their_model(folder: Path, dtype: torch.dtype) -> Any:
+    """Transformers' model on this GPU."""
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).cuda().eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).cuda().eval()
+
+
+@pytest.fixture(scope="module")
+@torch.inference_mode()
+def theirs(smollm2: Path) -> tuple[list[list[int]], list[list[int]], Any]:
+    """Prompts, transformers' greedy tokens of them in float32 on this GPU, and its model."""
+    model = their_model(smollm2, torch.float32)
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     tokens = []
     for prompt in prompts:
@@ -107,16 +115,18 @@ def theirs(folder: Path, dtype: torch.dtype) -> tuple[list[list[int]], list[list
     return prompts, tokens, model
 
 
-def test_float32_tokens_are_those_of_transformers(smollm2: Path) -> None:
-    prompts, expected, _ = theirs(smollm2, torch.float32)
+def test_float32_tokens_are_those_of_transformers(smollm2: Path, theirs: Any) -> None:
+    prompts, expected, _ = theirs
     ours = [Sequence(prompt, 32) for prompt in prompts]
     assert drawn(made(smollm2, "cuda", torch.float32), ours) == expected
 
 
 @torch.inference_mode()
-def test_bfloat16_logprobs_are_as_near_to_float32_as_those_of_transformers(smollm2: Path) -> None:
-    prompts, tokens, exact = theirs(smollm2, torch.float32)
-    _, _, half = theirs(smollm2, torch.bfloat16)
+def test_bfloat16_logprobs_are_as_near_to_float32_as_those_of_transformers(
+    smollm2: Path, theirs: Any
+) -> None:
+    prompts, tokens, exact = theirs
+    half = their_model(smollm2, torch.bfloat16)
     runner = made(smollm2, "cuda", torch.bfloat16)
     whole = [prompt + answer for prompt, answer in zip(prompts, tokens, strict=True)]
     ours = [Sequence(known, 1, prompt_logprobs=True) for known in whole]
@@ -178,10 +188,13 @@ def test_bfloat16_steps_in_pieces_are_the_operations(tmp_path: Path, chunk: int)
 
 
 @torch.inference_mode()
-def test_nothing_is_allocated_after_ready(tmp_path: Path) -> None:
+def test_nothing_is_allocated_or_compiled_after_ready(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Tiny(width=256, heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16).write(tmp_path)
     loaded = engine.load(folder, open_device("cuda"))
     ready, _ = prepare_engine(loaded, replace(WANTED, blocks_max=BLOCKS))
+    warn_of_kernels()
     torch.cuda.synchronize()
     free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
     for knobs in WAYS.values():
@@ -190,3 +203,4 @@ def test_nothing_is_allocated_after_ready(tmp_path: Path) -> None:
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == reserved
     assert torch.cuda.mem_get_info()[0] >= free
+    assert [r.message for r in caplog.records if "a step waited" in r.message] == []

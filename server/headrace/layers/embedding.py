@@ -40,12 +40,14 @@ class VocabHead(ColumnLinear):
     Attributes:
         columns: how many a row has. Where several ranks share the vocabulary, the last ones'
             may be padding.
+        stride: numbers from one row of `whole_vocabulary`'s logits to the next.
     """
 
     def __init__(self, build: Build, vocab_size: int, width: int) -> None:
         part = build.vocab(vocab_size)
         super().__init__(build, width, (part,), bias=False)
         self.columns = vocab_size if build.comm.size == 1 else part.size
+        self.stride = part.size * build.comm.size
         self._is_padded = self.columns != part.size
 
     def forward(self, x_TX: Tensor, out_TC: Tensor | None = None) -> Tensor:

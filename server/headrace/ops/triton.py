@@ -6,6 +6,7 @@ import it at their top, and are imported by nobody but a candidate's `made` and 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from headrace.ops.base import No, OpSpec, Yes
 
 if TYPE_CHECKING:
     from headrace.device.base import Device
+
+log = logging.getLogger(__name__)
 
 # The oldest devices the kernels are written for: the first that compute in bfloat16.
 CAPABILITY_MIN = (8, 0)
@@ -113,17 +116,32 @@ def counting_kernels() -> Iterator[Counter[str]]:
     from triton import knobs
 
     before = knobs.compilation.listener
+    chained = None if before is _warn else before
 
-    def listen(*, cache_hit: bool, **rest: Any) -> None:
+    def count(*, cache_hit: bool, **rest: Any) -> None:
         counted["found" if cache_hit else "compiled"] += 1
-        if before is not None:
-            before(cache_hit=cache_hit, **rest)
+        if chained is not None:
+            chained(cache_hit=cache_hit, **rest)
 
-    knobs.compilation.listener = listen
+    knobs.compilation.listener = count
     try:
         yield counted
     finally:
         knobs.compilation.listener = before
+
+
+def warn_of_kernels() -> None:
+    """From now on warns of kernels that are launched for the first time: a step waits for each."""
+    if "triton" in sys.modules:
+        from triton import knobs
+
+        knobs.compilation.listener = _warn
+
+
+def _warn(*, metadata: dict[str, Any], cache_hit: bool, **rest: Any) -> None:
+    del rest
+    how = "loaded" if cache_hit else "compiled"
+    log.warning("kernel %s was %s while a step waited for it", metadata.get("name", "?"), how)
 
 
 class Triton:

@@ -134,8 +134,13 @@ class SamplingBackend(Protocol):
         """What `Samples.bad_S` would say: for ranks that do not draw."""
         ...
 
-    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
-        """Loads or compiles now whatever any step's sampling may need."""
+    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device, stride: int = 0) -> None:
+        """Loads or compiles now whatever any step's sampling may need.
+
+        Args:
+            stride: numbers from one row of logits to the next, where rows are not gathered; 0:
+                as many as there are tokens.
+        """
         ...
 
 
@@ -199,9 +204,9 @@ class Plain(ABC):
         out.logprob_S.copy_(samples.logprob_S)
         out.bad_S.copy_(samples.bad_S)
 
-    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
+    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device, stride: int = 0) -> None:
         """Nothing: torch is loaded."""
-        del vocab, dtype, where
+        del vocab, dtype, where, stride
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -182,17 +182,25 @@ class TritonSampling:
         made = drawn.samples
         return Samples(made.token_S, made.logprob_S, made.bad_S, tuple(alternatives))
 
-    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device) -> None:
-        """Compiles every kernel that logits of this dtype can ask for, by made-up steps."""
+    def prepare(self, vocab: int, dtype: torch.dtype, where: torch.device, stride: int = 0) -> None:
+        """Compiles every kernel that logits of this dtype can ask for, by made-up steps.
+
+        Logits come as the model leaves them and, of chosen rows, gathered: what the distance of
+        their rows is a multiple of decides how kernels are compiled.
+        """
+        for distance in sorted({vocab, stride or vocab}):
+            logits_SV = torch.zeros((1, distance), dtype=dtype, device=where)[:, :vocab]
+            self._prepare(logits_SV)
+
+    def _prepare(self, logits_SV: Tensor) -> None:
+        vocab, where = logits_SV.shape[1], logits_SV.device
         draws = Feature.SAMPLED, Feature.SAMPLED | Feature.FILTERED
         wants = Feature(0), Feature.TOP_N, Feature.LOGPROB_RAW, Feature.LOGPROB_RAW | Feature.TOP_N
         edits = Feature(0), Feature.BIAS, Feature.PENALTY
         for draw in (Feature(0), *draws):
             for want in wants:
                 for edit in edits:
-                    logits_SV = torch.zeros((1, vocab), dtype=dtype, device=where)
                     self.sample(logits_SV, _made_up(draw | want | edit, vocab, where))
-        logits_SV = torch.zeros((1, vocab), dtype=dtype, device=where)
         slot_S, last_token_Z = (torch.zeros(2, dtype=torch.int64, device=where) for _ in range(2))
         self.greedy_accept(logits_SV, slot_S, last_token_Z, empty_samples(logits_SV))
 
