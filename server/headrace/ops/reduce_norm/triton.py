@@ -4,6 +4,9 @@ A program posts its row to the other ranks, waits for theirs, and goes on as `op
 numbers are rounded where the sum, the stream and the norm would be if they were computed apart.
 """
 
+# The types of Triton's language are not those that its kernels are called with.
+# pyright: reportArgumentType=false
+
 # T tokens · D width · W words of a row: two numbers of 16 bits each, or one of 32
 
 from __future__ import annotations
