@@ -18,7 +18,7 @@ use crate::error::{ApiError, FailureClass, Overload, Unready};
 use crate::metrics::Metrics;
 use crate::tgi::wire::Token;
 use crate::validate::random_u64;
-use crate::{access, openai, openapi, ops, tgi};
+use crate::{access, cloud, openai, openapi, ops, tgi};
 
 /// One server.
 #[derive(Debug)]
@@ -161,6 +161,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/generate_stream", post(tgi::generate::generate_stream))
         .route("/v1/chat/completions", post(openai::chat::chat))
         .route("/v1/completions", post(openai::completions::completions))
+        .route("/invocations", post(cloud::sagemaker::invocations))
+        .route(cloud::vertex::PATH, post(cloud::vertex::vertex))
+        .route(
+            "/v2/models/{name}/versions/{version}/infer",
+            post(cloud::kserve::infer),
+        )
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), count))
         .route("/tokenize", post(tgi::tokenize::tokenize))
         .route_layer(middleware::from_fn_with_state(
@@ -178,15 +184,30 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/chat_tokenize", post(tgi::tokenize::chat_tokenize))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::one))
+        .route("/v2", get(cloud::kserve::server))
+        .route("/v2/health/live", get(cloud::kserve::live))
+        .route("/v2/health/ready", get(cloud::kserve::ready))
+        .route(
+            "/v2/models/{name}/versions/{version}",
+            get(cloud::kserve::model),
+        )
+        .route(
+            "/v2/models/{name}/versions/{version}/ready",
+            get(cloud::kserve::model_ready),
+        )
         .route("/api-doc/openapi.json", get(openapi::document));
-    Router::new()
+    let routes = Router::new()
         .merge(counted)
         .merge(open)
         .layer(middleware::from_fn_with_state(
             Arc::clone(&app),
             access::cors,
         ))
-        .with_state(app)
+        .with_state(Arc::clone(&app));
+    // Around the table of routes, since it changes which of them is taken.
+    Router::new()
+        .fallback_service(routes)
+        .layer(middleware::from_fn_with_state(app, cloud::rename))
 }
 
 /// Counts requests, and those that end with an error before anything is sent. What a request logs

@@ -36,6 +36,17 @@ pub(crate) enum ApiError {
         given: usize,
         max: usize,
     },
+    #[error("Input validation error: `instances` cannot be empty")]
+    NoInstances,
+    #[error("Input validation error: `inputs[{index}].datatype` must be BYTES. Given: {given:?}")]
+    TensorType { index: usize, given: String },
+    #[error("Input validation error: the bytes of `inputs[{index}].data` are not UTF-8")]
+    TensorUtf8 { index: usize },
+    #[error(
+        "Input validation error: `outputs` must name as many as there are `inputs`. \
+         Given: {inputs} `inputs` and {outputs} `outputs`"
+    )]
+    TensorCount { inputs: usize, outputs: usize },
     #[error("Request failed during generation: {0}")]
     Generation(Fault),
     #[error("Incomplete generation")]
@@ -197,7 +208,11 @@ impl ApiError {
             | Self::NoTemplate
             | Self::Tool(_)
             | Self::Suffix
-            | Self::BatchSize { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            | Self::BatchSize { .. }
+            | Self::NoInstances
+            | Self::TensorType { .. }
+            | Self::TensorUtf8 { .. }
+            | Self::TensorCount { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Generation(_) => StatusCode::FAILED_DEPENDENCY,
             Self::Incomplete | Self::IncompleteStream => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body(error) => error.status(),
@@ -209,7 +224,10 @@ impl ApiError {
         match self {
             Self::Unhealthy(_) => "healthcheck",
             Self::Overloaded(_) => "overloaded",
-            Self::Validation(_) | Self::Body(_) => "validation",
+            Self::Validation(_) | Self::Body(_) | Self::TensorType { .. } => "validation",
+            Self::NoInstances => "Input validation error",
+            Self::TensorUtf8 { .. } => "utf8",
+            Self::TensorCount { .. } => "length mismatch",
             Self::Template(_) | Self::NoTemplate => "template_error",
             Self::Tool(_) => "tool_error",
             Self::Suffix => "suffix not supported",
@@ -229,6 +247,10 @@ impl ApiError {
             | Self::Tool(_)
             | Self::Suffix
             | Self::BatchSize { .. }
+            | Self::NoInstances
+            | Self::TensorType { .. }
+            | Self::TensorUtf8 { .. }
+            | Self::TensorCount { .. }
             | Self::Body(_) => "validation",
             Self::Template(_) | Self::NoTemplate => "template",
             Self::Incomplete | Self::IncompleteStream => "incomplete",

@@ -10,6 +10,7 @@ mod answer;
 mod app;
 mod backend;
 mod body;
+mod cloud;
 mod error;
 mod intake;
 mod meter;

@@ -11,7 +11,7 @@ use utoipa::openapi::{Content, Ref};
 use utoipa::{Modify, OpenApi};
 
 use crate::error::ErrorBody;
-use crate::{openai, ops, tgi};
+use crate::{cloud, openai, ops, tgi};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,6 +21,9 @@ use crate::{openai, ops, tgi};
         tgi::tokenize::tokenize, tgi::tokenize::chat_tokenize, tgi::info::info,
         openai::chat::chat, openai::completions::completions,
         openai::models::list, openai::models::one,
+        cloud::sagemaker::invocations, cloud::vertex::vertex,
+        cloud::kserve::server, cloud::kserve::live, cloud::kserve::ready, cloud::kserve::model,
+        cloud::kserve::model_ready, cloud::kserve::infer,
         ops::health, ops::health_root, ops::ping, ops::readyz, ops::livez, ops::metrics,
     ),
     components(schemas(ErrorBody, openai::wire::StreamError)),
@@ -30,6 +33,9 @@ struct Document;
 
 /// Where a path says what its events look like.
 const STREAM_SCHEMA: &str = "/post/responses/200/content/text~1event-stream/schema";
+
+/// What an event of OpenAI's streams is when generation fails.
+const OPENAI_FAILURE: &str = "StreamError";
 
 /// The answers that every route with a body has besides its own.
 struct Refusals;
@@ -83,13 +89,13 @@ pub(crate) async fn document() -> Response {
         let mut document = serde_json::to_value(Document::openapi())
             .expect("the document is plain data; this is a router bug");
         for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
-            let failure = if path.starts_with("/v1/") {
-                "StreamError"
-            } else {
-                "ErrorBody"
+            let failures: &[&str] = match path.as_str() {
+                "/invocations" => &["ErrorBody", OPENAI_FAILURE],
+                path if path.starts_with("/v1/") => &[OPENAI_FAILURE],
+                _ => &["ErrorBody"],
             };
             if let Some(schema) = item.pointer_mut(STREAM_SCHEMA) {
-                *schema = stream_event(&schema.take(), failure);
+                *schema = stream_event(schema.take(), failures);
             }
         }
         document.to_string()
@@ -98,14 +104,17 @@ pub(crate) async fn document() -> Response {
 }
 
 /// The schema of one event: an object whose `data` is text, as the OpenAPI Initiative describes
-/// server-sent events, and the text is JSON. Streams of `StreamError` end with `[DONE]`.
-fn stream_event(payload: &Value, failure: &str) -> Value {
-    let failure_schema = json!({"$ref": format!("#/components/schemas/{failure}")});
+/// server-sent events, and the text is JSON. OpenAI's streams end with `[DONE]`.
+fn stream_event(payload: Value, failures: &[&str]) -> Value {
+    let named = |name: &&str| json!({"$ref": format!("#/components/schemas/{name}")});
+    let payloads: Vec<Value> = std::iter::once(payload)
+        .chain(failures.iter().map(named))
+        .collect();
     let mut data = vec![json!({
         "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": [payload, failure_schema]},
+        "contentSchema": {"anyOf": payloads},
     })];
-    if failure == "StreamError" {
+    if failures.contains(&OPENAI_FAILURE) {
         data.push(json!({"const": "[DONE]"}));
     }
     json!({

@@ -99,6 +99,8 @@ class Http:
     port: int
     api_key: str | None
     cors_allow_origin: list[str]
+    predict_route: str | None
+    health_route: str | None
     drain_deadline_ms: int
 
 

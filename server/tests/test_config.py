@@ -68,6 +68,8 @@ def example() -> dict[str, Any]:
             "port": 3000,
             "api_key": None,
             "cors_allow_origin": [],
+            "predict_route": None,
+            "health_route": None,
             "drain_deadline_ms": 30000,
         },
         "shards": [shard(0), shard(1)],

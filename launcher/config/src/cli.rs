@@ -38,6 +38,9 @@ A flag wins over its variable, and an empty variable counts as unset; switches t
 on and 0, false, no, off in the environment. HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they \
 mean to the Hub's own tools. Called as text-generation-launcher the program does the same.
 
+AIP_HTTP_PORT, AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE, which Vertex AI sets, name a port that comes \
+before --port and further paths of /vertex and /health.
+
 Flags of TGI that are taken and without effect here: --trust-remote-code, --speculate, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs, \
 --prometheus-port, --disable-custom-kernels, --watermark-gamma, --watermark-delta, \
@@ -115,6 +118,15 @@ pub struct HttpArgs {
     /// Origin that browsers may call from, repeatable [default: any]
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_name = "ORIGIN")]
     pub cors_allow_origin: Vec<String>,
+    /// Port that Vertex AI asks for, before --port
+    #[arg(long, hide = true, env = "AIP_HTTP_PORT", value_name = "PORT")]
+    pub aip_http_port: Option<u16>,
+    /// Path of Vertex AI's predictions, beside /vertex
+    #[arg(long, hide = true, env = "AIP_PREDICT_ROUTE", value_name = "PATH")]
+    pub aip_predict_route: Option<String>,
+    /// Path of Vertex AI's probe, beside /health
+    #[arg(long, hide = true, env = "AIP_HEALTH_ROUTE", value_name = "PATH")]
+    pub aip_health_route: Option<String>,
     /// Seconds that running streams get to end after SIGTERM
     #[arg(
         short,

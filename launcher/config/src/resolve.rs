@@ -45,6 +45,8 @@ pub enum ConfigError {
         value: u64,
         min: u64,
     },
+    #[error("{flag} must be a path that begins with `/`, it is {value:?}")]
+    NotAPath { flag: &'static str, value: String },
     #[error("{flag} must be at most {max}, it is {value}")]
     TooLarge {
         flag: &'static str,
@@ -403,6 +405,17 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
     })
 }
 
+/// A route that is named in the environment.
+fn path(flag: &'static str, given: Option<&String>) -> Result<Option<String>, ConfigError> {
+    match given {
+        Some(value) if !value.starts_with('/') => {
+            let value = value.clone();
+            Err(ConfigError::NotAPath { flag, value })
+        }
+        _ => Ok(given.cloned()),
+    }
+}
+
 fn http(typed: &Typed, warnings: &mut Vec<String>) -> Result<Http, ConfigError> {
     let typed = &typed.http;
     let hostname = match typed.hostname.parse::<IpAddr>() {
@@ -427,9 +440,11 @@ fn http(typed: &Typed, warnings: &mut Vec<String>) -> Result<Http, ConfigError> 
     )?;
     Ok(Http {
         hostname,
-        port: typed.port,
+        port: typed.aip_http_port.unwrap_or(typed.port),
         api_key: typed.api_key.clone(),
         cors_allow_origin: typed.cors_allow_origin.clone(),
+        predict_route: path("AIP_PREDICT_ROUTE", typed.aip_predict_route.as_ref())?,
+        health_route: path("AIP_HEALTH_ROUTE", typed.aip_health_route.as_ref())?,
         drain_deadline_ms: drain_s * 1000,
     })
 }

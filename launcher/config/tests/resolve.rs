@@ -178,6 +178,10 @@ fn a_variable_stands_in_for_its_flag() {
         LOG_LEVEL=debug | /telemetry/log_level | "debug"
         HEADRACE_DEVICE=cpu | /device/kind | "cpu"
         API_KEY=k | /http/api_key | "k"
+        AIP_HTTP_PORT=8081 PORT=80 --port 82 | /http/port | 8081
+        AIP_PREDICT_ROUTE=/predict | /http/predict_route | "/predict"
+        AIP_HEALTH_ROUTE=/alive | /http/health_route | "/alive"
+        AIP_HEALTH_ROUTE= | /http/health_route | null
         CUDA_GRAPHS=1,2,4 USAGE_STATS=off | /http/port | 3000
         HOSTNAME=3f2a9c | /http/hostname | "0.0.0.0""#,
     );
@@ -187,6 +191,7 @@ fn a_variable_stands_in_for_its_flag() {
 fn what_cannot_work_is_refused_with_its_number() {
     let table = "
         --num-shard 0 | --num-shard must be at least 1, it is 0
+        --aip-predict-route x | AIP_PREDICT_ROUTE must be a path that begins with `/`, it is \"x\"
         --num-shard 65 | --num-shard must be at most 64, it is 65
         --sharded true --num-shard 1 | --sharded true with --num-shard 1: a model is split over 2 \
             shards or more

@@ -57,12 +57,7 @@ pub(crate) async fn chat(
     let intake = Intake::open(&app, Manner::Chat, copies, ask)?;
     let stream = body.stream.unwrap_or(false);
     let options = body.stream_options.take().unwrap_or_default();
-    let text = render(&intake.ready.text, body)?;
-    let characters = text.chars().count();
-    let prompt = Prompt::Text {
-        text,
-        add_special_tokens: false,
-    };
+    let (characters, prompt) = prompt(&intake.ready.text, body)?;
     let responds = intake.submit(vec![prompt], copies).await?;
     if stream {
         let headers = compute_headers(&app, characters);
@@ -72,6 +67,18 @@ pub(crate) async fn chat(
     let answers = Answer::collect_all(responds).await?;
     let headers = cost_headers(&app, characters, &answers, ComputeTime::Told(received));
     Ok((headers, Json(completion(head, &answers, logprobs))).into_response())
+}
+
+/// Characters of the prompt, and one answer that is not streamed.
+pub(crate) async fn whole(
+    app: &Arc<App>,
+    mut body: ChatRequest,
+) -> Result<(usize, Vec<Answer>), ApiError> {
+    let ask = ask(&mut body)?;
+    let intake = Intake::open(app, Manner::Chat, 1, ask)?;
+    let (characters, prompt) = prompt(&intake.ready.text, body)?;
+    let responds = intake.submit(vec![prompt], 1).await?;
+    Ok((characters, Answer::collect_all(responds).await?))
 }
 
 /// The prompt of a conversation.
@@ -158,6 +165,20 @@ fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
         grammar: grammar.map(|_| "response_format"),
         ..body.ask()
     })
+}
+
+/// What a conversation is continued from, and how many characters it has.
+fn prompt(text: &Text, body: ChatRequest) -> Result<(usize, Prompt), ApiError> {
+    let text = render(text, body)?;
+    let characters = text.chars().count();
+    let add_special_tokens = false; // The template has put them.
+    Ok((
+        characters,
+        Prompt::Text {
+            text,
+            add_special_tokens,
+        },
+    ))
 }
 
 /// A message as templates know it: its content is one text.

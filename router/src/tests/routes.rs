@@ -327,7 +327,7 @@ async fn every_route_is_in_the_document_and_the_other_way_round() {
             described.insert(format!("{method} {path}"));
             let request = Request::builder()
                 .method(method.to_uppercase().as_str())
-                .uri(path.replace("{id}", "org/tiny"))
+                .uri(path.replace("{id}", "org/tiny").replace(['{', '}'], ""))
                 .header(header::CONTENT_TYPE, "application/json");
             let status = stack
                 .send(request.body(Body::from("{}")).unwrap())
@@ -349,13 +349,21 @@ async fn every_route_is_in_the_document_and_the_other_way_round() {
         "get /readyz",
         "get /v1/models",
         "get /v1/models/{id}",
+        "get /v2",
+        "get /v2/health/live",
+        "get /v2/health/ready",
+        "get /v2/models/{name}/versions/{version}",
+        "get /v2/models/{name}/versions/{version}/ready",
         "post /",
         "post /chat_tokenize",
         "post /generate",
         "post /generate_stream",
+        "post /invocations",
         "post /tokenize",
         "post /v1/chat/completions",
         "post /v1/completions",
+        "post /v2/models/{name}/versions/{version}/infer",
+        "post /vertex",
     ];
     assert_eq!(described, expected.map(str::to_owned).into());
     let refusals = &document["paths"]["/generate"]["post"]["responses"];
@@ -370,4 +378,33 @@ async fn every_route_is_in_the_document_and_the_other_way_round() {
             "{name} is described"
         );
     }
+}
+
+#[tokio::test]
+async fn the_table_of_compatibility_lists_tgi_s_routes_as_they_are() {
+    const TABLE: &str = include_str!("../../../docs/tgi-compatibility.md");
+    let stack = Stack::with(|serve| serve.http.api_key = Some("secret".to_owned()));
+    let document = stack.get("/api-doc/openapi.json").await.json();
+    let (_, table) = TABLE.split_once("## Routes\n").unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let mut listed = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim()).collect();
+        let (route, access, status) = (cells[1].trim_matches('`'), cells[2], cells[3]);
+        listed += 1;
+        let Some((method, path)) = route.split_once(' ') else {
+            assert!(route.starts_with("$AIP_"), "{route}");
+            continue;
+        };
+        let described = document["paths"][path].get(method.to_lowercase()).is_some();
+        assert_eq!(described, status != "not yet", "{route}");
+        let request = Request::builder()
+            .method(method)
+            .uri(path.replace(['{', '}'], ""))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from("{}"));
+        let guarded = stack.send(request.unwrap()).await.status == 401;
+        assert_eq!(guarded, access == "key", "{route}");
+    }
+    assert_eq!(listed, 24);
 }

@@ -78,7 +78,8 @@ pub(crate) async fn generate_stream(
 
 // === free functions ===
 
-async fn whole(
+/// Headers and answer of a request that is answered at once.
+pub(crate) async fn whole(
     app: &Arc<App>,
     inputs: String,
     parameters: GenerateParameters,

@@ -30,7 +30,7 @@ pub(crate) struct CompatGenerateRequest {
 }
 
 /// How text is to be continued.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(crate) struct GenerateParameters {
     /// Sequences that are generated; the most probable is the answer.
     #[schema(minimum = 1)]
