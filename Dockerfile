@@ -1,4 +1,4 @@
-# One file, two images:  docker build --target cpu .   and   docker build --target cuda .
+# One file, three images: docker build --target cpu .   or cuda, or sagemaker.
 #
 # Run as TGI's image is run:
 #   docker run --shm-size 1g -p 8080:80 -v $PWD/data:/data IMAGE --model-id HuggingFaceTB/SmolLM2-135M-Instruct
@@ -37,3 +37,8 @@ RUN uv pip install --system --no-cache "$(echo /wheels/*.whl)[cuda]" \
 # compilation needs no GPU.
 ARG CAPABILITY=9.0
 RUN headrace compile --ship --capability "$CAPABILITY"
+
+# As SageMaker runs it: a model in HF_MODEL_ID, port 8080, /ping and /invocations.
+FROM cuda AS sagemaker
+COPY tools/sagemaker.sh /usr/local/bin/sagemaker
+ENTRYPOINT ["sagemaker"]

@@ -95,6 +95,9 @@ impl App {
 
     /// `x-compute-type`: how many of which device.
     pub(crate) fn compute_type(&self) -> String {
+        if let Some(told) = &self.serve.http.compute_type {
+            return told.clone();
+        }
         match self.backend.state() {
             EngineState::Ready(facts) => {
                 format!("{}-{}", self.serve.shards.len(), facts.describe.device)

@@ -99,6 +99,7 @@ class Http:
     port: int
     api_key: str | None
     cors_allow_origin: list[str]
+    compute_type: str | None
     predict_route: str | None
     health_route: str | None
     drain_deadline_ms: int

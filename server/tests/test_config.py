@@ -68,6 +68,7 @@ def example() -> dict[str, Any]:
             "port": 3000,
             "api_key": None,
             "cors_allow_origin": [],
+            "compute_type": None,
             "predict_route": None,
             "health_route": None,
             "drain_deadline_ms": 30000,

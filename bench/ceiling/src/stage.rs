@@ -195,6 +195,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             port: 0,
             api_key: None,
             cors_allow_origin: Vec::new(),
+            compute_type: None,
             predict_route: None,
             health_route: None,
             drain_deadline_ms: 1000,

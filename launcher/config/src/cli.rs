@@ -11,7 +11,7 @@ use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum,
 };
 
-use crate::compat::CompatArgs;
+use crate::compat::{CompatArgs, IGNORED_VARIABLES};
 use crate::size::parse_bytes;
 
 const ABOUT: &str = "Serve a large language model over HTTP.
@@ -39,7 +39,9 @@ on and 0, false, no, off in the environment. HF_TOKEN, HF_HOME and HF_HUB_OFFLIN
 mean to the Hub's own tools. Called as text-generation-launcher the program does the same.
 
 AIP_HTTP_PORT, AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE, which Vertex AI sets, name a port that comes \
-before --port and further paths of /vertex and /health.
+before --port and further paths of /vertex and /health. SageMaker's HF_MODEL_ID, HF_MODEL_REVISION, \
+SM_NUM_GPUS, HF_MODEL_QUANTIZE and HF_MODEL_TRUST_REMOTE_CODE stand for the variables without HF_MODEL \
+or SM. COMPUTE_TYPE is what the header x-compute-type says.
 
 Flags of TGI that are taken and without effect here: --trust-remote-code, --speculate, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs, \
@@ -127,6 +129,9 @@ pub struct HttpArgs {
     /// Path of Vertex AI's probe, beside /health
     #[arg(long, hide = true, env = "AIP_HEALTH_ROUTE", value_name = "PATH")]
     pub aip_health_route: Option<String>,
+    /// What the header x-compute-type says [default: the number of shards and the device]
+    #[arg(long, hide = true, env = "COMPUTE_TYPE", value_name = "TEXT")]
+    pub compute_type: Option<String>,
     /// Seconds that running streams get to end after SIGTERM
     #[arg(
         short,
@@ -361,12 +366,13 @@ impl Typed {
         I: IntoIterator<Item = OsString>,
     {
         let mut argv: Vec<OsString> = argv.into_iter().collect();
+        let env = |name: &str| under_any_name(name, env);
         let twins = twins();
         let command = command();
         let typed = command.clone().try_get_matches_from(&argv)?;
         let mut from_env = Vec::new();
         for twin in twins.iter().filter(|twin| !is_typed(&typed, &twin.id)) {
-            let Some(value) = env(&twin.variable).filter(|value| !value.is_empty()) else {
+            let Some(value) = env(&twin.variable) else {
                 continue;
             };
             match twin.argument(&command, &value)? {
@@ -397,8 +403,32 @@ impl Typed {
                     ),
                 }
             })?;
-        Self::from_arg_matches(&matches)
+        let mut read = Self::from_arg_matches(&matches)?;
+        let set = IGNORED_VARIABLES
+            .iter()
+            .filter(|(name, _)| env(name).is_some());
+        read.compat.ignored = set.copied().collect();
+        Ok(read)
     }
+}
+
+/// What SageMaker's containers call our variables.
+const OTHER_NAMES: [(&str, &str); 5] = [
+    ("MODEL_ID", "HF_MODEL_ID"),
+    ("REVISION", "HF_MODEL_REVISION"),
+    ("NUM_SHARD", "SM_NUM_GPUS"),
+    ("QUANTIZE", "HF_MODEL_QUANTIZE"),
+    ("TRUST_REMOTE_CODE", "HF_MODEL_TRUST_REMOTE_CODE"),
+];
+
+/// The value of a variable, or of the one that stands for it; empty ones count as unset.
+fn under_any_name(name: &str, env: &dyn Fn(&str) -> Option<OsString>) -> Option<OsString> {
+    let value = |name: &str| env(name).filter(|value| !value.is_empty());
+    value(name).or_else(|| {
+        let (_, other) = OTHER_NAMES.iter().find(|(own, _)| *own == name)?;
+        // A machine without GPUs has zero of them, and one shard.
+        value(other).filter(|value| *other != "SM_NUM_GPUS" || value != "0")
+    })
 }
 
 /// A flag that also has a variable.

@@ -93,7 +93,33 @@ pub struct CompatArgs {
     /// Without effect: the attention backend is chosen by device and model
     #[arg(long, hide = true, env = "ATTENTION", value_name = "NAME")]
     pub attention: Option<String>,
+    /// Those of `IGNORED_VARIABLES` that are set.
+    #[arg(skip)]
+    pub(crate) ignored: Vec<(&'static str, &'static str)>,
 }
+
+/// Variables of TGI's shards that somebody may have set for an effect, and what is here instead.
+pub(crate) const IGNORED_VARIABLES: [(&str, &str); 13] = [
+    (
+        "TGI_WIGGLE_ROOM",
+        "--cuda-memory-fraction bounds the GPU's memory",
+    ),
+    ("USE_FLASH_ATTENTION", CHOSEN),
+    ("ROCM_USE_FLASH_ATTN_V2_TRITON", NO_ROCM),
+    ("ROCM_USE_CUSTOM_PAGED_ATTN", NO_ROCM),
+    ("ROCM_USE_SKINNY_GEMM", NO_ROCM),
+    ("PYTORCH_TUNABLEOP_ENABLED", NO_ROCM),
+    ("XPU_MEMORY_FRACTION", "there is no path for Intel's GPUs"),
+    ("EXLLAMA_VERSION", NOT_QUANTIZED),
+    ("DISABLE_EXLLAMA", NOT_QUANTIZED),
+    ("USE_CUTLASS_W8A8", NOT_QUANTIZED),
+    ("MAX_IMAGE_FETCH_SIZE", "no images yet"),
+    ("LOG_COLORIZE", "logs are coloured on terminals only"),
+    ("LOG_FORMAT", "--json-output is the other format"),
+];
+const CHOSEN: &str = "the attention backend is chosen by device and model";
+const NO_ROCM: &str = "there is no path for AMD's GPUs";
+const NOT_QUANTIZED: &str = "no quantized weights yet";
 
 // === impl CompatArgs ===
 
@@ -187,16 +213,14 @@ impl CompatArgs {
                 self.prefill_chunking == Some(false),
                 "prompts are always cut into chunks",
             ),
-            (
-                "ATTENTION",
-                self.attention.is_some(),
-                "the attention backend is chosen by device and model",
-            ),
+            ("ATTENTION", self.attention.is_some(), CHOSEN),
         ];
         ignored
             .into_iter()
             .filter(|(_, is_set, _)| *is_set)
-            .map(|(flag, _, why)| format!("{flag} is without effect: {why}"))
+            .map(|(flag, _, why)| (flag, why))
+            .chain(self.ignored.iter().copied())
+            .map(|(what, why)| format!("{what} is without effect: {why}"))
             .collect()
     }
 }

@@ -134,6 +134,8 @@ pub struct Http {
     pub api_key: Option<String>,
     /// Origins allowed; empty for any.
     pub cors_allow_origin: Vec<String>,
+    /// What `x-compute-type` says; absent, how many of which device.
+    pub compute_type: Option<String>,
     /// Another path of the predictions of `/vertex`, and another one of `/health`.
     pub predict_route: Option<String>,
     pub health_route: Option<String>,
@@ -174,6 +176,7 @@ impl fmt::Debug for Http {
             .field("port", &self.port)
             .field("api_key", &self.api_key.as_ref().map(|_| "(hidden)"))
             .field("cors_allow_origin", &self.cors_allow_origin)
+            .field("compute_type", &self.compute_type)
             .field("predict_route", &self.predict_route)
             .field("health_route", &self.health_route)
             .field("drain_deadline_ms", &self.drain_deadline_ms)

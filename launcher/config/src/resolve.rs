@@ -443,6 +443,7 @@ fn http(typed: &Typed, warnings: &mut Vec<String>) -> Result<Http, ConfigError> 
         port: typed.aip_http_port.unwrap_or(typed.port),
         api_key: typed.api_key.clone(),
         cors_allow_origin: typed.cors_allow_origin.clone(),
+        compute_type: typed.compute_type.clone(),
         predict_route: path("AIP_PREDICT_ROUTE", typed.aip_predict_route.as_ref())?,
         health_route: path("AIP_HEALTH_ROUTE", typed.aip_health_route.as_ref())?,
         drain_deadline_ms: drain_s * 1000,

@@ -25,11 +25,12 @@ const FLAGS: &str = "
     watermark-delta ngrok ngrok-authtoken ngrok-edge tokenizer-config-path disable-grammar-support
     env max-client-batch-size lora-adapters usage-stats payload-limit enable-prefill-logprobs
     graceful-termination-timeout";
-const STATUSES: [&str; 6] = [
+const STATUSES: [&str; 7] = [
     "matched",
     "extended",
     "repaired",
     "without effect",
+    "warned of",
     "refused",
     "not yet",
 ];
@@ -56,13 +57,17 @@ fn root() -> PathBuf {
 
 /// What becomes of a command line: its warnings, or why it is refused.
 fn tried(line: &str) -> Result<Vec<String>, String> {
+    tried_with(line, &|_| None)
+}
+
+fn tried_with(line: &str, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Vec<String>, String> {
     let words = std::iter::once("headrace").chain(line.split_whitespace());
     let words = words.map(|word| match word {
         // The test's own folder is not the repository's.
         "Cargo.toml" => root().join(word).into_os_string(),
         _ => OsString::from(word),
     });
-    let typed = Typed::parse(words, &|_| None).map_err(|error| error.to_string())?;
+    let typed = Typed::parse(words, env).map_err(|error| error.to_string())?;
     resolve(&typed, &MACHINE)
         .map(|resolved| resolved.warnings)
         .map_err(|error| error.to_string())
@@ -98,6 +103,19 @@ fn every_flag_is_what_its_row_says() {
 }
 
 #[test]
+fn variables_are_what_their_rows_say() {
+    for row in rows("Variables without a flag") {
+        let (variable, status) = (row[0], row[1]);
+        let env = |name: &str| (name == variable).then(|| OsString::from("0"));
+        let warned = tried_with("", &env).is_ok_and(|warnings| {
+            let about = |text: &String| text.starts_with(variable) && text.contains("without");
+            warnings.iter().any(about)
+        });
+        assert_eq!(warned, status == "warned of", "{variable}");
+    }
+}
+
+#[test]
 fn what_is_without_effect_is_hidden_or_warned_of() {
     for row in rows("Command line") {
         let (flag, status, line) = (row[0], row[2], row[3]);
@@ -128,9 +146,13 @@ fn what_is_without_effect_is_hidden_or_warned_of() {
 #[test]
 fn every_test_that_is_named_exists() {
     let mut named = BTreeSet::new();
-    for heading in ["Command line", "Routes"] {
+    for (heading, column) in [
+        ("Command line", 2),
+        ("Variables without a flag", 1),
+        ("Routes", 2),
+    ] {
         for row in rows(heading) {
-            let status = row[2];
+            let status = row[column];
             assert!(STATUSES.contains(&status), "{status}");
             match row.last().and_then(|test| test.split_once("::")) {
                 Some(test) => drop(named.insert(test)),

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 
-use headrace_config::{DEFAULT_MODEL, Machine, Resolved, Serve, Typed, load, resolve, save};
+use headrace_config::{
+    DEFAULT_MODEL, Machine, Resolved, Serve, Typed, hub_token, load, resolve, save,
+};
 use serde_json::Value;
 
 const CPU: Machine = Machine {
@@ -181,6 +183,14 @@ fn a_variable_stands_in_for_its_flag() {
         AIP_HTTP_PORT=8081 PORT=80 --port 82 | /http/port | 8081
         AIP_PREDICT_ROUTE=/predict | /http/predict_route | "/predict"
         AIP_HEALTH_ROUTE=/alive | /http/health_route | "/alive"
+        HF_MODEL_ID=a/b HF_MODEL_REVISION=x | /model/id | "a/b"
+        HF_MODEL_ID=a/b HF_MODEL_REVISION=x | /model/revision | "x"
+        HF_MODEL_ID=a/b MODEL_ID=c/d | /model/id | "c/d"
+        HF_MODEL_ID=a/b MODEL_ID= | /model/id | "a/b"
+        HF_MODEL_ID=a/b --model-id c/d | /model/id | "c/d"
+        SM_NUM_GPUS=4 | /device/threads | 2
+        SM_NUM_GPUS=0 | /device/threads | 8
+        COMPUTE_TYPE=8-h100 | /http/compute_type | "8-h100"
         AIP_HEALTH_ROUTE= | /http/health_route | null
         CUDA_GRAPHS=1,2,4 USAGE_STATS=off | /http/port | 3000
         HOSTNAME=3f2a9c | /http/hostname | "0.0.0.0""#,
@@ -218,6 +228,8 @@ fn what_cannot_work_is_refused_with_its_number() {
         --tokenizer-config-path /no/such | --tokenizer-config-path: /no/such is no file
         --model-id= | --model-id is empty
         --quantize awq | --quantize: on-the-fly quantization is not supported yet; start without it
+        HF_MODEL_QUANTIZE=awq | --quantize: on-the-fly quantization is not supported yet; start \
+            without it
         LORA_ADAPTERS=x | --lora-adapters: LoRA adapters are not supported yet; start without it
         --rope-factor 2 | --rope-factor: a rope scaling other than the model's own is not \
             supported yet; start without it
@@ -304,17 +316,37 @@ fn a_gpu_gets_larger_steps() {
 #[test]
 fn what_is_ignored_is_said() {
     let line = "--speculate 2 --max-batch-total-tokens 9 --num-shard 9 HOSTNAME=3f2a9c \
-                OTLP_ENDPOINT=http://x:4317 ATTENTION=paged";
+                OTLP_ENDPOINT=http://x:4317 ATTENTION=paged TGI_WIGGLE_ROOM=0.9 EXLLAMA_VERSION=";
     let warnings = resolved(line, CPU).expect("harmless").warnings;
     let expected = [
         "--speculate is without effect: no speculation yet",
         "--max-batch-total-tokens is without effect: the KV cache is as large as memory allows; --kv-memory bounds it",
         "ATTENTION is without effect: the attention backend is chosen by device and model",
+        "TGI_WIGGLE_ROOM is without effect: --cuda-memory-fraction bounds the GPU's memory",
         "9 shards share 8 cores: fewer shards are faster",
         "--otlp-endpoint is without effect: no traces are exported yet",
         "hostname `3f2a9c` is not an IP address: listening on 0.0.0.0",
     ];
     assert_eq!(warnings, expected);
+}
+
+#[test]
+fn the_hub_s_token_goes_by_three_names() {
+    let token = |set: &[(&str, &str)]| {
+        let env = |name: &str| {
+            let found = set.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        hub_token(&env).map(|token| token.to_string_lossy().into_owned())
+    };
+    assert_eq!(token(&[]), None);
+    assert_eq!(token(&[("HF_API_TOKEN", "c")]).as_deref(), Some("c"));
+    let older = [("HUGGING_FACE_HUB_TOKEN", "b"), ("HF_API_TOKEN", "c")];
+    assert_eq!(token(&older).as_deref(), Some("b"));
+    let all = [("HF_TOKEN", "a"), older[0], older[1]];
+    assert_eq!(token(&all).as_deref(), Some("a"));
+    let empty = [("HF_TOKEN", ""), older[1]];
+    assert_eq!(token(&empty).as_deref(), Some("c"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::answer::compute_headers;
+use crate::answer::{Answer, compute_headers};
 use crate::app::App;
 use crate::body::JsonBody;
 use crate::error::{ApiError, Invalid};
@@ -35,7 +35,7 @@ pub(crate) struct VertexRequest {
     expecting = "an instance is {\"inputs\": text, \"parameters\": …} or {\"messages\": […], …}"
 )]
 pub(crate) enum Instance {
-    Generate(GenerateRequest),
+    Generate(Box<GenerateRequest>),
     Chat(Box<ChatRequest>),
 }
 
@@ -85,7 +85,8 @@ impl Instance {
     /// Characters of the prompt, and the new text.
     async fn answer(self, app: &Arc<App>) -> Result<(usize, String), ApiError> {
         match self {
-            Self::Generate(GenerateRequest { inputs, parameters }) => {
+            Self::Generate(body) => {
+                let GenerateRequest { inputs, parameters } = *body;
                 let mut parameters = parameters.unwrap_or_else(GenerateParameters::absent);
                 parameters.do_sample.get_or_insert(true);
                 let characters = inputs.chars().count();
@@ -94,7 +95,7 @@ impl Instance {
             }
             Self::Chat(body) => {
                 let (characters, answers) = chat::whole(app, *body).await?;
-                let text = answers.first().map(|answer| answer.shown_text());
+                let text = answers.first().map(Answer::shown_text);
                 Ok((characters, text.ok_or(ApiError::Incomplete)?))
             }
         }

@@ -178,6 +178,15 @@ async fn replies_carry_tgi_s_headers() {
 }
 
 #[tokio::test]
+async fn the_compute_type_may_be_named() {
+    let stack = Stack::with(|serve| serve.http.compute_type = Some("8-h100".to_owned()));
+    let tokens = drawn(&ids("abcd"), FinishReason::Length);
+    stack.script.push(tokens);
+    let reply = stack.post("/generate", &hi()).await;
+    assert_eq!(reply.header("x-compute-type"), Some("8-h100"));
+}
+
+#[tokio::test]
 async fn a_lost_group_is_424() {
     let stack = Stack::new();
     stack.script.push(drawn(&[97], FinishReason::GroupLost));
@@ -389,7 +398,7 @@ async fn the_table_of_compatibility_lists_tgi_s_routes_as_they_are() {
     let rows = table.lines().filter(|line| line.starts_with("| `"));
     let mut listed = 0;
     for row in rows {
-        let cells: Vec<&str> = row.split('|').map(|cell| cell.trim()).collect();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let (route, access, status) = (cells[1].trim_matches('`'), cells[2], cells[3]);
         listed += 1;
         let Some((method, path)) = route.split_once(' ') else {
