@@ -18,7 +18,7 @@ use crate::error::{ApiError, FailureClass, Overload, Unready};
 use crate::metrics::Metrics;
 use crate::tgi::wire::Token;
 use crate::validate::random_u64;
-use crate::{access, cloud, openai, openapi, ops, tgi};
+use crate::{access, cloud, docs, openai, openapi, ops, tgi};
 
 /// One server.
 #[derive(Debug)]
@@ -198,6 +198,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             "/v2/models/{name}/versions/{version}/ready",
             get(cloud::kserve::model_ready),
         )
+        .route("/docs", get(docs::redirect))
+        .route("/docs/", get(docs::index))
+        .route("/docs/{*name}", get(docs::file))
         .route("/api-doc/openapi.json", get(openapi::document));
     let routes = Router::new()
         .merge(counted)

@@ -11,6 +11,7 @@ mod app;
 mod backend;
 mod body;
 mod cloud;
+mod docs;
 mod error;
 mod intake;
 mod meter;
