@@ -150,6 +150,9 @@ fn every_test_that_is_named_exists() {
         ("Command line", 2),
         ("Variables without a flag", 1),
         ("Routes", 2),
+        ("Validation", 1),
+        ("Errors", 3),
+        ("Streams and headers", 1),
     ] {
         for row in rows(heading) {
             let status = row[column];

@@ -58,6 +58,29 @@ async fn bad_input_is_refused_with_the_field_and_its_limit() {
 }
 
 #[tokio::test]
+async fn refusals_are_what_the_table_of_compatibility_says() {
+    const DOCUMENT: &str = include_str!("../../../docs/tgi-compatibility.md");
+    let stack = Stack::new();
+    let (_, table) = DOCUMENT.split_once("## Validation\n").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let mut tried = 0;
+    for line in table.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let row: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (path, body, says) = (row[3], row[4], row[5]);
+        if path == "-" {
+            continue;
+        }
+        let (path, body) = match path {
+            "generate" => ("/generate", generate(body)),
+            path => (path, body.to_owned()),
+        };
+        refused(&stack, path, body, "422", says).await;
+        tried += 1;
+    }
+    assert!(tried > 15, "{tried} refusals were provoked");
+}
+
+#[tokio::test]
 async fn what_is_deep_or_long_is_refused_like_anything_else() {
     let stack = Stack::new();
     let deep = "[".repeat(5000);

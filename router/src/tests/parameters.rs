@@ -224,3 +224,29 @@ async fn token_ids_are_a_prompt_as_they_are() {
         .collect();
     assert_eq!(prompts, [vec![TokenId(7)], vec![TokenId(8), TokenId(9)]]);
 }
+
+#[tokio::test]
+async fn best_of_may_be_switched_off() {
+    let stack = Stack::with(|serve| {
+        serve.requests.max_best_of = 1;
+        serve.requests.max_top_n_tokens = 0;
+    });
+    let body = json!({"inputs": "Hi", "parameters": {"best_of": 2, "do_sample": true}});
+    let reply = stack.post("/generate", &body).await;
+    assert_eq!(reply.status, 422);
+    assert!(
+        reply.text().contains("(`max_best_of` is 1). Given: 2"),
+        "{}",
+        reply.text()
+    );
+    let body = json!({"inputs": "Hi", "parameters": {"top_n_tokens": 1}});
+    let reply = stack.post("/generate", &body).await;
+    assert_eq!(reply.status, 422);
+    assert!(
+        reply
+            .text()
+            .contains("`top_n_tokens` must be >= 0 and <= 0. Given: 1"),
+        "{}",
+        reply.text()
+    );
+}
