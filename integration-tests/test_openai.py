@@ -1,5 +1,7 @@
 """OpenAI's routes over the whole server."""
 
+import pytest
+
 from stack import Stack
 
 MESSAGES = [{"role": "user", "content": "what is a river?"}]
@@ -53,3 +55,25 @@ def test_models_lists_the_served_one(server: Stack) -> None:
     status, text = server.get("/v1/models")
     assert status == 200
     assert '"object":"list"' in text
+
+
+def test_an_echoed_prompt_is_scored_as_it_was_drawn(server: Stack) -> None:
+    """As lm-eval scores: what the model drew greedily is the most probable in each place."""
+    inputs = "the quick brown fox"
+    parameters = {"max_new_tokens": 12, "ignore_eos": True, "decoder_input_details": True}
+    details = server.ok("/generate", {"inputs": inputs, "parameters": parameters})["details"]
+    prompt = [token["id"] for token in details["prefill"]]
+    drawn = [token["id"] for token in details["tokens"]]
+    body = {"prompt": [prompt + drawn], "echo": True, "logprobs": 1, "max_tokens": 0}
+    answer = server.ok("/v1/completions", body | {"temperature": 0})
+    told = answer["choices"][0]["logprobs"]
+    scores, tops = told["token_logprobs"], told["top_logprobs"]
+    assert len(scores) == len(tops) == len(prompt) + len(drawn)
+    assert scores[0] is None and tops[0] is None
+    before = [token["logprob"] for token in details["prefill"]]
+    assert scores[1 : len(prompt)] == pytest.approx(before[1:], abs=1e-3)
+    for score, top in zip(scores[len(prompt) :], tops[len(prompt) :], strict=True):
+        assert score == max(top.values())
+    for score, top in zip(scores[1:], tops[1:], strict=True):
+        assert score <= max(top.values())
+    assert answer["usage"]["completion_tokens"] == 0

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headrace_engine::{FinishReason, Request, SampledToken, TokenEvent, TokenId};
+use headrace_engine::{FinishReason, PromptToken, Request, SampledToken, TokenEvent, TokenId};
 use headrace_text::{Detokenizer, SpecialTokens, StopDetector, StopMatcher, StopPlace};
 
 use crate::app::Text;
@@ -77,7 +77,7 @@ pub(crate) struct Respond {
     detokenizer: Detokenizer,
     stops: Stops,
     ids: Vec<u32>,
-    prompt_logprobs: Vec<f32>,
+    prompt_tokens: Vec<PromptToken>,
     /// The last token; it is told when the driver has said why it is the last.
     held: Option<Piece>,
     /// The stop string that was met.
@@ -137,7 +137,7 @@ impl Respond {
             source,
             rules,
             ids: Vec::new(),
-            prompt_logprobs: Vec::new(),
+            prompt_tokens: Vec::new(),
             held: None,
             stopped: None,
             failed: None,
@@ -191,10 +191,14 @@ impl Respond {
         text
     }
 
+    pub(crate) fn prompt(&self) -> Vec<u32> {
+        self.request.prompt().iter().map(|id| id.0).collect()
+    }
+
     /// Prompt ids with their log-probabilities, when they were asked for.
-    pub(crate) fn prefill(&self) -> impl Iterator<Item = (u32, f32)> {
+    pub(crate) fn prefill(&self) -> impl Iterator<Item = (u32, PromptToken)> {
         let ids = self.request.prompt().iter().map(|id| id.0);
-        ids.zip(self.prompt_logprobs.iter().copied())
+        ids.zip(self.prompt_tokens.iter().copied())
     }
 
     fn take(&mut self, event: TokenEvent) -> Result<Option<Piece>, ApiError> {
@@ -204,7 +208,7 @@ impl Respond {
                 Ok(None)
             }
             TokenEvent::PromptLogprobs(logprobs) => {
-                self.prompt_logprobs.extend(logprobs);
+                self.prompt_tokens.extend(logprobs);
                 Ok(None)
             }
             TokenEvent::Token(token) => Ok(self.piece(token)),

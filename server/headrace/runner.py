@@ -114,6 +114,8 @@ class Runner:
             top_token_id=drawn.top_token,
             top_logprob=drawn.top_logprob,
             prompt_logprob=drawn.prompt_logprob,
+            prompt_best_token=drawn.prompt_best_token,
+            prompt_best_logprob=drawn.prompt_best_logprob,
             device_time_us=device_time_us,
             digest=digest,
         )
@@ -136,6 +138,7 @@ def _digest(step: Step, drawn: Drawn) -> int:
 def _empty_result(step: int, device_time_us: int, digest: int) -> Result:
     no_ints, no_floats = np.zeros(0, np.int32), np.zeros(0, np.float32)
     return Result(
-        step, no_ints, no_ints, no_ints, no_floats, no_ints, no_ints, no_floats, no_floats,
+        step, no_ints, no_ints, no_ints, no_floats, no_ints, no_ints, no_floats,
+        no_floats, no_ints, no_floats,  # of prompts
         device_time_us, digest,
     )  # fmt: skip

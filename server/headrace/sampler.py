@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +39,8 @@ class Outputs:
         groups = [
             (rows, next(arrays), next(arrays), next(arrays)) for rows in self.alternative_rows
         ]
-        prompt_logprob = [next(arrays) for _ in self.prompt_rows]
+        told = [[next(arrays) for _ in range(3)] for _ in self.prompt_rows]
+        prompt_logprob, best_token, best_logprob = zip(*told, strict=True) if told else ((),) * 3
         count_R, token, logprob = _ragged(self.row_R.size, groups)
         return Drawn(
             row_R=self.row_R.astype(np.int32),
@@ -49,12 +51,14 @@ class Outputs:
             top_token=token,
             top_logprob=logprob,
             prompt_logprob=_concatenate(prompt_logprob, np.float32),
+            prompt_best_token=_concatenate(best_token, np.int32),
+            prompt_best_logprob=_concatenate(best_logprob, np.float32),
         )
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A step's tokens on the host; `top_*` flat over rows, `prompt_logprob` over prompt rows."""
+    """A step's tokens on the host; `top_*` flat over rows, `prompt_*` over prompt rows."""
 
     row_R: np.ndarray
     token_R: np.ndarray
@@ -64,6 +68,8 @@ class Drawn:
     top_token: np.ndarray
     top_logprob: np.ndarray
     prompt_logprob: np.ndarray
+    prompt_best_token: np.ndarray
+    prompt_best_logprob: np.ndarray
 
 
 class Sampler:
@@ -90,7 +96,7 @@ class Sampler:
         if self._is_shared(step, feature_R):
             return self._launch_shared(step, logits_LC, feature_R)
         logits_LV = whole_vocabulary(logits_LC, self._comm, self._vocab_size)
-        prompt_logprobs = [self._prompt(row, step, logits_LV) for row in step.prompts]
+        prompts = [told for row in step.prompts for told in self._prompt(row, step, logits_LV)]
         logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
         if not self._backend.takes_half:
             logits_RV = logits_RV.float()
@@ -105,7 +111,7 @@ class Sampler:
             tensors += [group.count_R, group.token_RK, group.logprob_RK]
         return Outputs(
             row_R=step.row_R,
-            download=self._device.download([*tensors, *prompt_logprobs]),
+            download=self._device.download([*tensors, *prompts]),
             alternative_rows=[group.row_R for group in samples.alternatives],
             prompt_rows=step.prompts,
         )
@@ -170,23 +176,31 @@ class Sampler:
             banned=slots.banned(step.slot_R, feature_R),
         )
 
-    def _prompt(self, row: PromptRow, step: Step, logits_LV: Tensor) -> Tensor:
-        """The log-probability of each token of a row, given those before it; NaN for the first."""
+    def _prompt(self, row: PromptRow, step: Step, logits_LV: Tensor) -> tuple[Tensor, ...]:
+        """What is told of each token of a row, given those before it.
+
+        Returns: its log-probability, NaN for the first of a prompt; the most probable token in its
+        place; that one's log-probability.
+        """
         assert step.inputs is not None, "a graph computes no prompts"
         token_T = step.inputs.tokens_T[row.first : row.first + row.length]
         found = torch.full((row.length,), torch.nan, device=logits_LV.device)
+        best_logprob = found.clone()
+        best = torch.zeros(row.length, dtype=torch.int64, device=logits_LV.device)
         carry_V = None
         for at in range(0, row.length, PROMPT_CHUNK):
             end = min(at + PROMPT_CHUNK, row.length)
             logprob_TV = logits_LV[row.logits + at : row.logits + end].float().log_softmax(1)
             told = min(end, row.length - 1) - at  # the row's last token predicts beyond it
-            index_T1 = token_T[at + 1 : at + 1 + told, None]
-            found[at + 1 : at + 1 + told] = logprob_TV[:told].gather(1, index_T1)[:, 0]
+            after = slice(at + 1, at + 1 + told)
+            found[after] = logprob_TV[:told].gather(1, token_T[after, None])[:, 0]
+            best_logprob[after], best[after] = logprob_TV[:told].max(1)
             carry_V = logprob_TV[-1]
         before_V = self._slots.carry_logprobs(row.slot, None if row.ends else carry_V)
         if before_V is not None and row.start > 0:
             found[:1] = before_V.index_select(0, token_T[:1])
-        return found
+            best_logprob[:1], best[:1] = before_V.max(0)
+        return found, best, best_logprob
 
 
 def _ragged(
@@ -204,5 +218,5 @@ def _ragged(
     return count_R, _concatenate(tokens, np.int32), _concatenate(logprobs, np.float32)
 
 
-def _concatenate(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+def _concatenate(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)

@@ -129,6 +129,8 @@ class Result:
     top_token_id: np.ndarray  # int32, flat
     top_logprob: np.ndarray  # float32, flat
     prompt_logprob: np.ndarray  # float32, flat
+    prompt_best_token: np.ndarray  # int32, flat
+    prompt_best_logprob: np.ndarray  # float32, flat
     device_time_us: int = 0
     digest: int = 0
 
@@ -240,6 +242,8 @@ def encode_result(result: Result) -> bytes:
         top_token_id_i32le=_bytes(result.top_token_id, I32),
         top_logprob_f32le=_bytes(result.top_logprob, F32),
         prompt_logprob_f32le=_bytes(result.prompt_logprob, F32),
+        prompt_best_token_i32le=_bytes(result.prompt_best_token, I32),
+        prompt_best_logprob_f32le=_bytes(result.prompt_best_logprob, F32),
         device_time_us=result.device_time_us,
         digest=result.digest,
     )
@@ -263,6 +267,8 @@ def decode_result(data: bytes) -> Result:
         top_token_id=view(message.top_token_id_i32le, I32),
         top_logprob=view(message.top_logprob_f32le, F32),
         prompt_logprob=view(message.prompt_logprob_f32le, F32),
+        prompt_best_token=view(message.prompt_best_token_i32le, I32),
+        prompt_best_logprob=view(message.prompt_best_logprob_f32le, F32),
         device_time_us=message.device_time_us,
         digest=message.digest,
     )

@@ -131,20 +131,27 @@ def test_prefill_beside_decode_takes_some_tokens_from_slots():
 
 
 def test_prompt_logprobs_are_the_same_in_one_chunk_and_in_many():
-    def logprobs(chunk: int) -> list[float]:
+    def told(chunk: int) -> list[list[float]]:
         sequence = Sequence([3, 1, 4, 1, 5, 9, 2, 6], tokens_max=2, prompt_logprobs=True)
         planner = Planner(chunk=chunk, share=False)
         results = planner.run(runner().execute, [sequence])
-        return np.concatenate([result.prompt_logprob for result in results]).tolist()
+        columns = ("prompt_logprob", "prompt_best_token", "prompt_best_logprob")
+        return [
+            np.concatenate([getattr(result, column) for result in results]).tolist()
+            for column in columns
+        ]
 
-    whole = logprobs(64)
-    assert len(whole) == 8 and np.isnan(whole[0])
+    logprob, best, best_logprob = told(64)
+    assert len(logprob) == len(best) == 8 and np.isnan(logprob[0]) and np.isnan(best_logprob[0])
     known = [3, 1, 4, 1, 5, 9, 2, 6]
     for at in range(1, 8):
-        expected = torch.from_numpy(logits_after(known[:at])).log_softmax(0)[known[at]]
-        assert whole[at] == pytest.approx(float(expected), abs=1e-5)
+        expected_V = torch.from_numpy(logits_after(known[:at])).log_softmax(0)
+        assert logprob[at] == pytest.approx(float(expected_V[known[at]]), abs=1e-5)
+        assert best[at] == int(expected_V.argmax())
+        assert best_logprob[at] == pytest.approx(float(expected_V.max()), abs=1e-5)
     for chunk in (1, 3, 5):
-        assert logprobs(chunk) == pytest.approx(whole, nan_ok=True)
+        for column, whole in zip(told(chunk), (logprob, best, best_logprob), strict=True):
+            assert column == pytest.approx(whole, nan_ok=True)
 
 
 @pytest.mark.parametrize(

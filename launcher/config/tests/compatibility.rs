@@ -150,6 +150,7 @@ fn every_test_that_is_named_exists() {
         ("Command line", 2),
         ("Variables without a flag", 1),
         ("Routes", 2),
+        ("Parameters", 2),
         ("Validation", 1),
         ("Errors", 3),
         ("Streams and headers", 1),

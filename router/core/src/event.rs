@@ -30,6 +30,17 @@ pub struct SampledToken {
     pub top: Vec<(TokenId, f32)>,
 }
 
+/// What the model made of a token of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PromptToken {
+    /// Its log-probability; NaN for the first token, which nothing comes before.
+    pub logprob: f32,
+    /// The most probable token in its place.
+    pub best: TokenId,
+    /// That one's log-probability.
+    pub best_logprob: f32,
+}
+
 /// One thing that happened to one sequence, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SeqEvent {
@@ -44,8 +55,8 @@ pub enum SeqEvent {
     PromptLogprobs {
         /// The sequence.
         seq: SeqId,
-        /// One a prompt token; the first token of the prompt has NaN.
-        logprobs: Vec<f32>,
+        /// One a prompt token.
+        logprobs: Vec<PromptToken>,
     },
     /// A token was drawn.
     Token {

@@ -165,6 +165,10 @@ pub struct StepResult {
     pub top_logprob: Vec<f32>,
     /// Log-probabilities of prompt tokens, flat over rows that wanted them, `row_len` each.
     pub prompt_logprob: Vec<f32>,
+    /// The most probable token in the place of each of them.
+    pub prompt_best_token: Vec<i32>,
+    /// Its log-probability.
+    pub prompt_best_logprob: Vec<f32>,
     /// Time the device spent, microseconds.
     pub device_time_us: u32,
     /// Of the plan's bytes, slot lengths and NaN flags; equal on every rank.

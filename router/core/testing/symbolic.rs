@@ -351,11 +351,13 @@ impl Referee {
             return;
         }
         for position in view.start..view.start + view.len {
-            let logprob = match self.cells[self.cell_of(view.slot, position)] {
-                Cell::Prefix(prefix, _) if position > 0 => self.model.logprob(prefix),
-                Cell::Prefix(..) | Cell::Nan | Cell::Zero => f32::NAN,
+            let told = match self.cells[self.cell_of(view.slot, position)] {
+                Cell::Prefix(prefix, _) if position > 0 => self.model.prompt_token(prefix),
+                Cell::Prefix(..) | Cell::Nan | Cell::Zero => Model::FIRST,
             };
-            result.prompt_logprob.push(logprob);
+            result.prompt_logprob.push(told.logprob);
+            result.prompt_best_token.push(told.best.0.cast_signed());
+            result.prompt_best_logprob.push(told.best_logprob);
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub use self::choices::{Choices, limits, request};
 use self::choices::{END, VOCAB, allowance};
 use crate::budget::PromptAllowance;
-use crate::event::{FinishReason, SeqEvent};
+use crate::event::{FinishReason, PromptToken, SeqEvent};
 use crate::ids::{Blocks, Generation, SeqId, SlotId, StepId, TokenId, Tokens};
 use crate::limits::Limits;
 use crate::mutation::Mutation;
@@ -23,7 +23,7 @@ use crate::testing::symbolic::{Fault, Model, Referee};
 struct Client {
     spec: RequestSpec,
     expected: (Vec<TokenId>, FinishReason),
-    logprobs: Vec<f32>,
+    logprobs: Vec<PromptToken>,
     started: bool,
     tokens: usize,
     told: usize,
@@ -404,7 +404,10 @@ impl World {
                 SeqEvent::PromptLogprobs { seq, logprobs } => {
                     let client = self.listener(seq);
                     let expected = &client.logprobs[client.told..][..logprobs.len()];
-                    let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+                    // By their bits: nothing equals NaN.
+                    let bits =
+                        |t: &PromptToken| (t.logprob.to_bits(), t.best, t.best_logprob.to_bits());
+                    let same = |(a, b): (&PromptToken, &PromptToken)| bits(a) == bits(b);
                     // A fault in a chunk that draws nothing shows later, when a token is drawn.
                     let right = client.faulted || expected.iter().zip(&logprobs).all(same);
                     client.told += logprobs.len();

@@ -21,7 +21,7 @@ pub use error::{EngineError, ShardError, SubmitError};
 pub use handle::{EngineHandle, EngineState, Facts, TokenStream, start};
 pub use sink::TokenEvent;
 
-pub use headrace_core::event::{FinishReason, SampledToken};
+pub use headrace_core::event::{FinishReason, PromptToken, SampledToken};
 pub use headrace_core::ids::{BlockSize, Blocks, TokenId, Tokens};
 pub use headrace_core::limits::Limits;
 pub use headrace_core::request::{Request, RequestError, RequestSpec, Sampling, TraceContext};

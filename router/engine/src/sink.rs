@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use headrace_core::event::{FinishReason, SampledToken};
+use headrace_core::event::{FinishReason, PromptToken, SampledToken};
 use headrace_core::ids::{SeqId, Tokens};
 
 /// What happens to one request, in order.
@@ -16,7 +16,7 @@ pub enum TokenEvent {
         cached_tokens: u32,
     },
     /// Log-probabilities of the prompt tokens since the last such event.
-    PromptLogprobs(Vec<f32>),
+    PromptLogprobs(Vec<PromptToken>),
     /// A token was drawn.
     Token(SampledToken),
     /// It ended. Always the last event.

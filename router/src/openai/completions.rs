@@ -6,13 +6,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use serde_json::Map;
+use headrace_text::{Detokenizer, SpecialTokens};
+use serde_json::{Map, Value};
 
 use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
 use crate::app::{App, Text};
 use crate::body::JsonBody;
 use crate::error::ApiError;
-use crate::intake::Intake;
+use crate::intake::{Intake, Prompt};
 use crate::openai::shared::{Head, failure, joined, sequences};
 use crate::openai::wire::{
     Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage,
@@ -29,6 +30,29 @@ struct CompletionFrames {
     logprobs: bool,
     /// Characters written so far.
     offset: usize,
+    /// The prompt, until it is written.
+    echo: Option<Prompted>,
+    /// Whether the prompt is all that is written.
+    only: bool,
+}
+
+/// A prompt's text, where it came as text.
+#[derive(Debug, Clone)]
+struct Prompted(Option<String>);
+
+/// What is told of the prompts.
+#[derive(Debug)]
+struct Echo {
+    prompts: Vec<Prompted>,
+    /// Whether nothing else is told.
+    only: bool,
+}
+
+/// The prompt's part of an answer.
+#[derive(Debug, Default)]
+struct Told {
+    text: String,
+    columns: CompletionLogprobs,
 }
 
 /// Continues one text or several.
@@ -48,8 +72,12 @@ pub(crate) async fn completions(
     if body.suffix.is_some() {
         return Err(ApiError::Suffix);
     }
+    let echoes = body.echo.unwrap_or(false);
+    // A prompt that is only to be scored takes one token all the same, which nobody sees.
+    let only = echoes && body.max_tokens == Some(0);
     let ask = Ask {
-        tokens_max: body.max_tokens,
+        tokens_max: if only { Some(1) } else { body.max_tokens },
+        prompt_logprobs: echoes && body.logprobs.is_some(),
         top_n: body.logprobs,
         names: Names {
             prompt: "prompt",
@@ -60,6 +88,7 @@ pub(crate) async fn completions(
     };
     let characters = body.prompt.characters();
     let prompts = body.prompt.into_prompts();
+    let echo = echoes.then(|| Echo::new(&prompts, only));
     let total = sequences(&app, prompts.len(), body.n)?;
     let copies = body.n.unwrap_or(1);
     let head = Head::new(&app, "cmpl", body.model.as_deref());
@@ -68,35 +97,97 @@ pub(crate) async fn completions(
     let responds = intake.submit(prompts, copies).await?;
     if body.stream.unwrap_or(false) {
         let headers = compute_headers(&app, characters);
-        return Ok((headers, streamed(head, responds, logprobs)).into_response());
+        let stream = streamed(head, responds, copies, logprobs, echo.as_ref());
+        return Ok((headers, stream).into_response());
     }
     let answers = Answer::collect_all(responds).await?;
     let headers = cost_headers(&app, characters, &answers, ComputeTime::LeftOut);
-    Ok((headers, completion(&head, &answers, copies, logprobs)).into_response())
+    let reply = completion(&head, &answers, copies, logprobs, echo.as_ref());
+    Ok((headers, reply).into_response())
+}
+
+// === impl Echo ===
+
+impl Echo {
+    fn new(prompts: &[Prompt], only: bool) -> Self {
+        let prompted = |prompt: &Prompt| match prompt {
+            Prompt::Text { text, .. } => Prompted(Some(text.clone())),
+            Prompt::Ids(_) => Prompted(None),
+        };
+        let prompts = prompts.iter().map(prompted).collect();
+        Self { prompts, only }
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    /// Of a sequence's prompt.
+    fn new(respond: &Respond, prompt: &Prompted, logprobs: bool) -> Self {
+        let tokenizer = &respond.text.tokenizer;
+        let mut columns = CompletionLogprobs::default();
+        if logprobs {
+            let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), SpecialTokens::Skip);
+            let mut offset = 0;
+            for (id, told) in respond.prefill() {
+                let token = tokenizer.token_text(id);
+                let top = (!told.logprob.is_nan()).then(|| {
+                    let best = tokenizer.token_text(told.best.0);
+                    let mut top = Map::from_iter([(best, number(told.best_logprob))]);
+                    // Two tokens may have one text, parts of a letter: the best one is told.
+                    top.entry(token.clone())
+                        .or_insert_with(|| number(told.logprob));
+                    top
+                });
+                columns.tokens.push(token);
+                columns.token_logprobs.push(told.logprob);
+                columns.top_logprobs.push(top);
+                columns.text_offset.push(offset);
+                offset += detokenizer.push(id).chars().count();
+            }
+        }
+        let given = prompt.0.clone();
+        let text = given.unwrap_or_else(|| tokenizer.decode(&respond.prompt(), true));
+        Self { text, columns }
+    }
 }
 
 // === impl CompletionFrames ===
 
 impl Frames for CompletionFrames {
     fn piece(&mut self, piece: &Piece, respond: &Respond, out: &mut BytesMut) {
-        if piece.finish.is_none() && piece.text.is_empty() && !self.logprobs {
+        let echo = self.echo.take();
+        if echo.is_none() && piece.finish.is_none() && piece.text.is_empty() && !self.logprobs {
             return;
         }
-        let pieces = std::slice::from_ref(piece);
-        let logprobs = self
-            .logprobs
-            .then(|| columns(&respond.text, pieces, self.offset));
-        self.offset += piece.text.chars().count();
+        let told = echo.map(|prompt| Told::new(respond, &prompt, self.logprobs));
+        let Told {
+            mut text,
+            mut columns,
+        } = told.unwrap_or_default();
+        self.offset += text.chars().count();
+        if !self.only {
+            add(
+                &respond.text,
+                std::slice::from_ref(piece),
+                self.offset,
+                &mut columns,
+            );
+            text.push_str(&piece.text);
+            self.offset += piece.text.chars().count();
+        }
         let choice = CompletionChoice {
             index: self.index,
-            text: &piece.text,
-            logprobs,
-            finish_reason: piece.finish.map_or("", Finish::as_tgi),
+            text: &text,
+            logprobs: self.logprobs.then_some(columns),
+            finish_reason: match piece.finish {
+                Some(_) if self.only => Finish::Length.as_tgi(),
+                finish => finish.map_or("", Finish::as_tgi),
+            },
         };
         let meter = &respond.meter;
-        let usage = piece
-            .finish
-            .map(|_| Usage::new(meter.input, meter.generated));
+        let generated = if self.only { 0 } else { meter.generated };
+        let usage = piece.finish.map(|_| Usage::new(meter.input, generated));
         event(&object(&self.head, &[choice], usage), out);
     }
 
@@ -107,7 +198,13 @@ impl Frames for CompletionFrames {
 
 // === free functions ===
 
-fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool) -> Response {
+fn streamed(
+    head: Head,
+    responds: Vec<Respond>,
+    copies: usize,
+    logprobs: bool,
+    echo: Option<&Echo>,
+) -> Response {
     let head = Arc::new(head);
     let sequences = responds.into_iter().enumerate().map(|(index, respond)| {
         let head = Arc::clone(&head);
@@ -118,6 +215,8 @@ fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool) -> Response {
                 index,
                 logprobs,
                 offset: 0,
+                echo: echo.map(|echo| echo.prompts[index / copies].clone()),
+                only: echo.is_some_and(|echo| echo.only),
             },
         )
     });
@@ -140,20 +239,44 @@ fn object<'a>(
     }
 }
 
-fn completion(head: &Head, answers: &[Answer], copies: usize, logprobs: bool) -> Response {
-    let texts: Vec<String> = answers.iter().map(Answer::shown_text).collect();
+fn completion(
+    head: &Head,
+    answers: &[Answer],
+    copies: usize,
+    logprobs: bool,
+    echo: Option<&Echo>,
+) -> Response {
+    let only = echo.is_some_and(|echo| echo.only);
+    let told = answers.iter().enumerate().map(|(index, answer)| {
+        let prompt = echo.map(|echo| &echo.prompts[index / copies]);
+        let prompt = prompt.map(|prompt| Told::new(&answer.respond, prompt, logprobs));
+        let Told {
+            mut text,
+            mut columns,
+        } = prompt.unwrap_or_default();
+        if !only {
+            if logprobs {
+                let offset = text.chars().count();
+                add(&answer.respond.text, &answer.pieces, offset, &mut columns);
+            }
+            text.push_str(&answer.shown_text());
+        }
+        Told { text, columns }
+    });
+    let mut told: Vec<Told> = told.collect();
     let choices = answers
         .iter()
-        .zip(&texts)
+        .zip(&mut told)
         .enumerate()
-        .map(|(index, (answer, text))| {
-            let pieces = &answer.pieces;
-            CompletionChoice {
-                index,
-                text,
-                logprobs: logprobs.then(|| columns(&answer.respond.text, pieces, 0)),
-                finish_reason: answer.finish.as_openai(),
-            }
+        .map(|(index, (answer, told))| CompletionChoice {
+            index,
+            logprobs: logprobs.then(|| std::mem::take(&mut told.columns)),
+            text: &told.text,
+            finish_reason: if only {
+                "length"
+            } else {
+                answer.finish.as_openai()
+            },
         });
     let choices: Vec<_> = choices.collect();
     // A prompt counts once, however many continuations it has.
@@ -162,28 +285,32 @@ fn completion(head: &Head, answers: &[Answer], copies: usize, logprobs: bool) ->
         .step_by(copies)
         .map(|answer| answer.respond.meter.input)
         .sum();
-    let generated = answers
-        .iter()
-        .map(|answer| answer.respond.meter.generated)
-        .sum();
+    let generated = answers.iter().map(|answer| answer.respond.meter.generated);
+    let generated = if only { 0 } else { generated.sum() };
     Json(object(head, &choices, Some(Usage::new(prompt, generated)))).into_response()
 }
 
-/// Log-probabilities in OpenAI's columns. `offset` counts characters before the first piece.
-fn columns(text: &Text, pieces: &[Piece], offset: usize) -> CompletionLogprobs {
-    let mut columns = CompletionLogprobs::default();
+/// The number with the digits that it has in columns of floats: clients compare them.
+fn number(value: f32) -> Value {
+    value
+        .to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, Value::from)
+}
+
+/// Appends log-probabilities in OpenAI's columns. `offset` counts characters before the first piece.
+fn add(text: &Text, pieces: &[Piece], offset: usize, columns: &mut CompletionLogprobs) {
     let mut offset = offset;
     for piece in pieces {
         let alternatives = text.alternatives(&piece.top);
         let top: Map<_, _> = alternatives
             .into_iter()
-            .map(|token| (token.text, token.logprob.into()))
+            .map(|token| (token.text, number(token.logprob)))
             .collect();
         columns.tokens.push(text.tokenizer.token_text(piece.id));
         columns.token_logprobs.push(piece.logprob);
-        columns.top_logprobs.push(top);
+        columns.top_logprobs.push(Some(top));
         columns.text_offset.push(offset);
         offset += piece.text.chars().count();
     }
-    columns
 }

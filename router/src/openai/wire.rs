@@ -131,9 +131,11 @@ request! {
         prompt: PromptOrPrompts,
         /// Any name: what is not known means the model that is served.
         model: Option<String>,
-        /// New tokens at most; absent, as many as fit.
-        #[schema(minimum = 1)]
+        /// New tokens at most; absent, as many as fit. 0, with `echo` only: the prompt alone.
         max_tokens: Option<u32>,
+        /// Whether the prompt comes before the continuation, with its log-probabilities where these
+        /// are told.
+        echo: Option<bool>,
         /// Answers to each prompt.
         #[schema(minimum = 1)]
         n: Option<usize>,
@@ -350,9 +352,10 @@ pub(crate) struct CompletionLogprobs {
     pub(crate) tokens: Vec<String>,
     #[schema(value_type = Vec<Option<f32>>)]
     pub(crate) token_logprobs: Vec<f32>,
-    #[schema(value_type = Vec<HashMap<String, Option<f32>>>)]
-    pub(crate) top_logprobs: Vec<Map<String, Value>>,
-    /// Characters before each token in the continuation.
+    /// Of a prompt's token: itself and the most probable one. Null for a prompt's first token.
+    #[schema(value_type = Vec<Option<HashMap<String, Option<f32>>>>)]
+    pub(crate) top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Characters before each token in the text.
     pub(crate) text_offset: Vec<usize>,
 }
 

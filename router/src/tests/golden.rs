@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use headrace_engine::{FinishReason, SampledToken, TokenEvent, TokenId};
+use headrace_engine::{FinishReason, PromptToken, SampledToken, TokenEvent, TokenId};
 use serde_json::json;
 
 use super::script::Wakes;
@@ -53,6 +53,23 @@ fn with_alternatives(id: u32, top: &[(u32, f32)]) -> TokenEvent {
         logprob: -0.25,
         top,
     })
+}
+
+/// Of the prompt `Hi`, in whose second place `w` was more probable.
+fn prompt_tokens() -> Vec<PromptToken> {
+    let told = |logprob, best: u8, best_logprob| PromptToken {
+        logprob,
+        best: TokenId(best.into()),
+        best_logprob,
+    };
+    vec![told(f32::NAN, 0, f32::NAN), told(-1.3, b'w', -0.1)]
+}
+
+/// A request whose prompt `Hi` was asked about.
+fn asked(ids: &[u32]) -> Wakes {
+    let mut wakes = drawn(ids, FinishReason::Length);
+    wakes[0].push(TokenEvent::PromptLogprobs(prompt_tokens()));
+    wakes
 }
 
 /// `Hé world!` and the end; the second letter arrives in two halves.
@@ -114,7 +131,7 @@ async fn tgi_answer_has_every_detail() {
     let wakes = vec![
         vec![
             TokenEvent::Started { cached_tokens: 0 },
-            TokenEvent::PromptLogprobs(vec![f32::NAN, -1.5]),
+            TokenEvent::PromptLogprobs(prompt_tokens()),
         ],
         vec![with_alternatives(
             u32::from(b'a'),
@@ -200,6 +217,40 @@ async fn completions_answer_sums_usage_over_prompts() {
     let body = json!({"prompt": ["Hi", "Ho"], "stop": ["!"], "logprobs": 0});
     let scripts = [drawn(&ids("ab!"), FinishReason::Length), hello()];
     transcript("completions.json", "/v1/completions", body, &scripts).await;
+}
+
+#[tokio::test]
+async fn completions_echo_the_prompt_with_its_logprobs() {
+    let body = json!({"prompt": ["Hi", "Hi"], "echo": true, "logprobs": 1, "max_tokens": 2});
+    let scripts = [asked(&ids("ab")), asked(&ids("cd"))];
+    transcript("completions_echo.json", "/v1/completions", body, &scripts).await;
+    let body =
+        json!({"prompt": "Hi", "echo": true, "logprobs": 1, "max_tokens": 2, "stream": true});
+    let scripts = [asked(&ids("ab"))];
+    transcript("completions_echo.sse", "/v1/completions", body, &scripts).await;
+}
+
+#[tokio::test]
+async fn a_prompt_may_be_all_that_is_told() {
+    // What lm-eval asks for.
+    let body = json!({"prompt": [[72, 105]], "echo": true, "logprobs": 1, "max_tokens": 0,
+        "temperature": 0});
+    let scripts = [asked(&ids("a"))];
+    transcript("completions_scored.json", "/v1/completions", body, &scripts).await;
+    let stack = Stack::new();
+    stack.script.push(asked(&ids("a")));
+    let body = json!({"prompt": "Hi", "echo": true, "max_tokens": 0});
+    let reply = stack.post("/v1/completions", &body).await.json();
+    assert_eq!(reply["choices"][0]["text"], "Hi");
+    assert_eq!(reply["usage"]["completion_tokens"], 0);
+    let log = stack.script.log();
+    assert_eq!(
+        log.requests[0].tokens_max().0,
+        1,
+        "a step is needed all the same"
+    );
+    let body = json!({"prompt": "Hi", "max_tokens": 0});
+    assert_eq!(stack.post("/v1/completions", &body).await.status, 422);
 }
 
 #[tokio::test]

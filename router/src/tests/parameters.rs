@@ -250,3 +250,26 @@ async fn best_of_may_be_switched_off() {
         reply.text()
     );
 }
+
+#[tokio::test]
+async fn fields_are_taken_as_the_table_of_compatibility_says() {
+    const DOCUMENT: &str = include_str!("../../../docs/tgi-compatibility.md");
+    let (_, table) = DOCUMENT.split_once("## Parameters\n").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let mut tried = 0;
+    for line in table.lines().filter(|line| line.starts_with("| /")) {
+        let row: Vec<&str> = line.split('|').map(str::trim).collect();
+        let (path, body, note) = (row[1], row[4], row[5]);
+        let stack = Stack::new();
+        stack
+            .script
+            .otherwise(drawn(&[END], FinishReason::EndOfText));
+        let body: Value = serde_json::from_str(body).unwrap();
+        let reply = stack.post(path, &body).await;
+        let refused = note.starts_with("refused") || row[3] == "refused";
+        let expected = if refused { 422 } else { 200 };
+        assert_eq!(reply.status, expected, "{line}: {}", reply.text());
+        tried += 1;
+    }
+    assert_eq!(tried, 54);
+}

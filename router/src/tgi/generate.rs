@@ -173,7 +173,7 @@ fn sequence(answer: &Answer, prefix: &str) -> BestOfSequence {
         seed: respond.meter.seed,
         prefill: respond
             .prefill()
-            .map(|(id, logprob)| prefill(respond, id, logprob))
+            .map(|(id, told)| prefill(respond, id, told.logprob))
             .collect(),
         tokens: pieces
             .iter()

@@ -22,6 +22,8 @@ pub fn decode_result(message: impl Buf) -> Result<StepResult, WireError> {
         top_token_id: unpack_i32("top_token_id", &result.top_token_id_i32le)?,
         top_logprob: unpack_f32("top_logprob", &result.top_logprob_f32le)?,
         prompt_logprob: unpack_f32("prompt_logprob", &result.prompt_logprob_f32le)?,
+        prompt_best_token: unpack_i32("prompt_best_token", &result.prompt_best_token_i32le)?,
+        prompt_best_logprob: unpack_f32("prompt_best_logprob", &result.prompt_best_logprob_f32le)?,
         device_time_us: result.device_time_us,
         digest: result.digest,
     };
@@ -41,6 +43,8 @@ pub fn encode_result(result: &StepResult) -> Bytes {
         top_token_id_i32le: pack_i32(result.top_token_id.iter().copied()),
         top_logprob_f32le: pack_f32(result.top_logprob.iter().copied()),
         prompt_logprob_f32le: pack_f32(result.prompt_logprob.iter().copied()),
+        prompt_best_token_i32le: pack_i32(result.prompt_best_token.iter().copied()),
+        prompt_best_logprob_f32le: pack_f32(result.prompt_best_logprob.iter().copied()),
         device_time_us: result.device_time_us,
         digest: result.digest,
     };
@@ -58,6 +62,13 @@ fn check(result: &StepResult) -> Result<(), WireError> {
     expect_entries("row_flags", result.row_flags.len(), rows)?;
     expect_entries("logprob", result.logprob.len(), rows)?;
     expect_entries("top_count", result.top_count.len(), rows)?;
+    let prompt = result.prompt_logprob.len();
+    expect_entries("prompt_best_token", result.prompt_best_token.len(), prompt)?;
+    expect_entries(
+        "prompt_best_logprob",
+        result.prompt_best_logprob.len(),
+        prompt,
+    )?;
     let alternatives = total("top_count", &result.top_count)?;
     expect_entries("top_token_id", result.top_token_id.len(), alternatives)?;
     expect_entries("top_logprob", result.top_logprob.len(), alternatives)
@@ -78,6 +89,8 @@ mod tests {
             top_token_id: vec![11, 13],
             top_logprob: vec![-0.5, -2.0],
             prompt_logprob: vec![-3.0],
+            prompt_best_token: vec![17],
+            prompt_best_logprob: vec![-0.25],
             device_time_us: 900,
             digest: u64::MAX,
         }

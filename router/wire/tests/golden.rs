@@ -138,6 +138,8 @@ fn results() -> Vec<(&'static str, StepResult)> {
         top_token_id: vec![17, 18, 4, 5, 6],
         top_logprob: vec![-0.25, -2.0, -0.5, -0.5, -3.0],
         prompt_logprob: vec![],
+        prompt_best_token: vec![],
+        prompt_best_logprob: vec![],
         device_time_us: 4123,
         digest: 0xfedc_ba98_7654_3210,
     };
@@ -149,6 +151,8 @@ fn results() -> Vec<(&'static str, StepResult)> {
         logprob: vec![-0.125],
         top_count: vec![0],
         prompt_logprob: vec![f32::NAN, -1.0, -2.5, -0.75],
+        prompt_best_token: vec![0, 9, 11, 5],
+        prompt_best_logprob: vec![f32::NAN, -1.0, -0.5, -0.25],
         device_time_us: 90_000,
         digest: 1,
         ..StepResult::default()
@@ -240,6 +244,8 @@ fn result_json(result: &StepResult) -> Value {
         "top_token_id_i32le": result.top_token_id,
         "top_logprob_f32le": floats(&result.top_logprob),
         "prompt_logprob_f32le": floats(&result.prompt_logprob),
+        "prompt_best_token_i32le": result.prompt_best_token,
+        "prompt_best_logprob_f32le": floats(&result.prompt_best_logprob),
         "device_time_us": result.device_time_us,
         "digest": result.digest,
     })

@@ -1,6 +1,8 @@
 //! What came of a step: NaN rows first (R10), then tokens, in the order of the rows.
 
-use crate::event::{FinishReason, SampledToken, SeqEvent};
+use std::ops::Range;
+
+use crate::event::{FinishReason, PromptToken, SampledToken, SeqEvent};
 use crate::ids::{BlockId, SeqId, StepId, TokenId, Tokens};
 use crate::kv::{Adopter, Taint};
 use crate::mutation::Mutation;
@@ -162,10 +164,10 @@ impl Scheduler {
         for row in &step.rows {
             let seq = self.owner(row);
             if row.logprobs {
-                let values = &result.prompt_logprob[logprob..][..row.len.0 as usize];
-                logprob += values.len();
+                let own = logprob..logprob + row.len.0 as usize;
+                logprob = own.end;
                 if let Some(seq) = seq {
-                    self.tell_logprobs(seq, row, values, events);
+                    self.tell_logprobs(seq, row, &prompt_tokens(result, own), events);
                 }
             }
             if !row.sampled {
@@ -228,7 +230,7 @@ impl Scheduler {
         &mut self,
         seq: SeqId,
         row: &PlannedRow,
-        values: &[f32],
+        tokens: &[PromptToken],
         events: &mut Vec<SeqEvent>,
     ) {
         let sequence = &mut self.sequences[seq];
@@ -236,7 +238,7 @@ impl Scheduler {
         let told = sequence.logprobs_told.0.max(start);
         let until = row.end.0.min(sequence.prompt_len().0);
         if told < until {
-            let new = &values[(told - start) as usize..(until - start) as usize];
+            let new = &tokens[(told - start) as usize..(until - start) as usize];
             sequence.logprobs_told = Tokens(until);
             events.push(SeqEvent::PromptLogprobs {
                 seq,
@@ -254,6 +256,16 @@ impl Scheduler {
                 .is_some_and(|s| s.binding().is_some())
         })
     }
+}
+
+/// What a result says of the prompt tokens of a row.
+fn prompt_tokens(result: &StepResult, own: Range<usize>) -> Vec<PromptToken> {
+    own.map(|at| PromptToken {
+        logprob: result.prompt_logprob[at],
+        best: TokenId(result.prompt_best_token[at].cast_unsigned()),
+        best_logprob: result.prompt_best_logprob[at],
+    })
+    .collect()
 }
 
 fn alternatives(result: &StepResult, from: usize, count: usize) -> Vec<(TokenId, f32)> {
@@ -300,6 +312,16 @@ fn check(step: &PlannedStep, result: &StepResult, vocab_size: u32) -> Result<(),
         ("top_token_id", result.top_token_id.len(), tops),
         ("top_logprob", result.top_logprob.len(), tops),
         ("prompt_logprob", result.prompt_logprob.len(), logprobs),
+        (
+            "prompt_best_token",
+            result.prompt_best_token.len(),
+            logprobs,
+        ),
+        (
+            "prompt_best_logprob",
+            result.prompt_best_logprob.len(),
+            logprobs,
+        ),
     ] {
         if len != expected {
             return Err(CommitError::WrongLength {

@@ -1,6 +1,6 @@
 //! What the "model" says: a pure function, shared by the referee and the oracle.
 
-use crate::event::FinishReason;
+use crate::event::{FinishReason, PromptToken};
 use crate::ids::{TokenId, Tokens};
 use crate::request::{RequestSpec, Sampling};
 
@@ -85,17 +85,34 @@ impl Model {
         }
     }
 
-    /// The log-probabilities of a prompt; the first is NaN.
+    /// What is told of a prompt's first token.
+    pub const FIRST: PromptToken = PromptToken {
+        logprob: f32::NAN,
+        best: TokenId(0),
+        best_logprob: f32::NAN,
+    };
+
+    /// What is told of a prompt's token at the end of a prefix.
     #[must_use]
-    pub fn prompt_logprobs(&self, prompt: &[TokenId]) -> Vec<f32> {
+    pub fn prompt_token(&self, prefix: u64) -> PromptToken {
+        PromptToken {
+            logprob: self.logprob(prefix),
+            best: TokenId(u32::try_from(prefix % 1000).unwrap_or_default()),
+            best_logprob: self.logprob(prefix) / 2.0,
+        }
+    }
+
+    /// What is told of a prompt's tokens.
+    #[must_use]
+    pub fn prompt_logprobs(&self, prompt: &[TokenId]) -> Vec<PromptToken> {
         let mut prefix = EMPTY;
         let mut logprobs = Vec::with_capacity(prompt.len());
         for &token in prompt {
             prefix = extend(prefix, token);
             logprobs.push(if logprobs.is_empty() {
-                f32::NAN
+                Self::FIRST
             } else {
-                self.logprob(prefix)
+                self.prompt_token(prefix)
             });
         }
         logprobs

@@ -165,9 +165,11 @@ pub(crate) fn answer(plan: &StepPlan) -> StepResult {
     for row in 0..plan.rows() {
         let end = plan.row_start[row] + plan.row_len[row];
         if plan.row_flags[row] & row_flag::PROMPT_LOGPROBS != 0 {
-            result
-                .prompt_logprob
-                .extend((plan.row_start[row]..end).map(|at| -(at as f32)));
+            for at in plan.row_start[row]..end {
+                result.prompt_logprob.push(-(at as f32));
+                result.prompt_best_token.push(at);
+                result.prompt_best_logprob.push(-0.5);
+            }
         }
         if plan.row_flags[row] & row_flag::SAMPLE != 0 {
             result.row_index.push(i32::try_from(row).expect("few rows"));

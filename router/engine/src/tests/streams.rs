@@ -100,9 +100,11 @@ async fn prompt_logprobs_of_all_chunks_come_in_order() {
     }
     assert_eq!(logprobs.len(), 300);
     assert!(
-        logprobs[1..].is_sorted_by(|a, b| a > b),
+        logprobs[1..].is_sorted_by(|a, b| a.logprob > b.logprob),
         "in the order of the prompt"
     );
+    let best: Vec<u32> = logprobs.iter().map(|token| token.best.0).collect();
+    assert_eq!(best, (0..300).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
