@@ -125,7 +125,8 @@ load() { # label, port, name of the model
 
 ours_offline() {
     # shellcheck disable=SC2046 # the flags are words
-    "$headrace" bench offline $(our_flags) --max-batch-prefill-tokens $OFFLINE_TOKENS --label ours --json "$out/ours.jsonl" "${scenarios[@]}" \
+    "$headrace" bench offline $(our_flags) --max-batch-prefill-tokens $OFFLINE_TOKENS \
+        --label ours --json "$out/ours.jsonl" "${scenarios[@]}" \
         2>"$out/ours-offline.log" || { tail -n 20 "$out/ours-offline.log" >&2 && return 1; }
 }
 

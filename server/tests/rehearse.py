@@ -92,8 +92,12 @@ def launched_late(ranks: int, vocab: int) -> list[str]:
         step_rows_max=80,
     )
     late: list[str] = []
-    everything = rehearsal.untraced(), rehearsal.standing_in(HOPPER), rehearsal.recording()
-    with everything[0], everything[1], everything[2] as found, torch.inference_mode():
+    with (
+        rehearsal.untraced(),
+        rehearsal.standing_in(HOPPER),
+        rehearsal.recording() as found,
+        torch.inference_mode(),
+    ):
         for rank in range(ranks):
             place = Place(rank, ranks)
             made = rehearsal._engine(hf, device, torch.bfloat16, place)

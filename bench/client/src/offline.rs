@@ -289,7 +289,7 @@ impl Bench {
             .collect::<Result<_, _>>()?;
         let mut answers = JoinSet::new();
         let start = Instant::now();
-        // By one task: the driver finds them all waiting before it makes the first plan.
+        // By one task, so that as a rule the driver finds all waiting when it makes the first plan.
         for stream in join_all(requests.into_iter().map(|r| self.engine.submit(r))).await {
             let stream = stream.map_err(|error| error.to_string())?;
             answers.spawn(answer(stream, mix.osl));

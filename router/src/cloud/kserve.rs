@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::body::JsonBody;
+use crate::cloud::check_count;
 use crate::error::{ApiError, Invalid};
 use crate::tgi::generate;
 use crate::tgi::wire::GenerateParameters;
@@ -142,10 +143,7 @@ pub(crate) async fn model(
         (status = 503, description = "Loading, stopping or down"),
     )
 )]
-pub(crate) async fn model_ready(
-    State(app): State<Arc<App>>,
-    Path((_, _)): Path<(String, String)>,
-) -> Response {
+pub(crate) async fn model_ready(State(app): State<Arc<App>>) -> Response {
     readiness(&app)
 }
 
@@ -168,17 +166,11 @@ pub(crate) async fn infer(
     let asked = body.inputs.into_iter().enumerate();
     let asked = asked.map(|(index, input)| input.texts(index));
     let asked = asked.collect::<Result<Vec<_>, _>>()?;
-    let (given, max) = (
-        asked.iter().map(|(texts, _)| texts.len()).sum(),
-        app.serve.requests.max_concurrent_requests,
-    );
+    let given = asked.iter().map(|(texts, _)| texts.len()).sum();
     if given == 0 {
         return Err(Invalid::Empty { field: "inputs" }.into());
     }
-    if given > max {
-        let field = "inputs";
-        return Err(Invalid::TooMany { field, max, given }.into());
-    }
+    check_count(&app, "inputs", given)?;
     let outputs = names
         .into_iter()
         .zip(asked)

@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::app::App;
+use crate::error::Invalid;
 
 pub(crate) mod kserve;
 pub(crate) mod sagemaker;
@@ -32,4 +33,13 @@ pub(crate) async fn rename(
         *request.uri_mut() = Uri::from(PathAndQuery::from_static(own));
     }
     next.run(request).await
+}
+
+/// Refuses a call that asks for more sequences than the server ever has permits for.
+fn check_count(app: &App, field: &'static str, given: usize) -> Result<(), Invalid> {
+    let max = app.serve.requests.max_concurrent_requests;
+    if given > max {
+        return Err(Invalid::TooMany { field, max, given });
+    }
+    Ok(())
 }

@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 use crate::answer::{Answer, compute_headers};
 use crate::app::App;
 use crate::body::JsonBody;
-use crate::error::{ApiError, Invalid};
+use crate::cloud::check_count;
+use crate::error::ApiError;
 use crate::openai::chat;
 use crate::openai::wire::ChatRequest;
 use crate::tgi::generate;
@@ -60,15 +61,7 @@ pub(crate) async fn vertex(
     if body.instances.is_empty() {
         return Err(ApiError::NoInstances);
     }
-    let max = app.serve.requests.max_concurrent_requests;
-    if body.instances.len() > max {
-        return Err(Invalid::TooMany {
-            field: "instances",
-            max,
-            given: body.instances.len(),
-        }
-        .into());
-    }
+    check_count(&app, "instances", body.instances.len())?;
     let answers = body.instances.into_iter().map(|one| one.answer(&app));
     let answers: Vec<(usize, String)> = try_join_all(answers).await?;
     let characters = answers.iter().map(|(characters, _)| characters).sum();

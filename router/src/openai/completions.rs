@@ -1,5 +1,6 @@
 //! `POST /v1/completions`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,7 +8,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use headrace_text::{Detokenizer, SpecialTokens};
-use serde_json::{Map, Value};
 
 use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
 use crate::app::{App, Text};
@@ -16,7 +16,7 @@ use crate::error::ApiError;
 use crate::intake::{Intake, Prompt};
 use crate::openai::shared::{Head, failure, joined, sequences};
 use crate::openai::wire::{
-    Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, Usage,
+    Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, TopByText, Usage,
 };
 use crate::respond::{Finish, Manner, Piece, Respond};
 use crate::sse::{self, Frames, event};
@@ -132,11 +132,9 @@ impl Told {
             for (id, told) in respond.prefill() {
                 let token = tokenizer.token_text(id);
                 let top = (!told.logprob.is_nan()).then(|| {
-                    let best = tokenizer.token_text(told.best.0);
-                    let mut top = Map::from_iter([(best, number(told.best_logprob))]);
-                    // Two tokens may have one text, parts of a letter: the best one is told.
-                    top.entry(token.clone())
-                        .or_insert_with(|| number(told.logprob));
+                    let mut top = TopByText::default();
+                    top.add(tokenizer.token_text(told.best.0), told.best_logprob);
+                    top.add(token.clone(), told.logprob);
                     top
                 });
                 columns.tokens.push(token);
@@ -161,21 +159,19 @@ impl Frames for CompletionFrames {
             return;
         }
         let told = echo.map(|prompt| Told::new(respond, &prompt, self.logprobs));
-        let Told {
-            mut text,
-            mut columns,
-        } = told.unwrap_or_default();
+        let Told { text, mut columns } = told.unwrap_or_default();
         self.offset += text.chars().count();
-        if !self.only {
-            add(
-                &respond.text,
-                std::slice::from_ref(piece),
-                self.offset,
-                &mut columns,
-            );
-            text.push_str(&piece.text);
-            self.offset += piece.text.chars().count();
+        let own = if self.only { "" } else { piece.text.as_str() };
+        if self.logprobs && !self.only {
+            let pieces = std::slice::from_ref(piece);
+            add(&respond.text, pieces, self.offset, &mut columns);
         }
+        self.offset += own.chars().count();
+        let text = if text.is_empty() {
+            Cow::Borrowed(own)
+        } else {
+            Cow::Owned(text + own)
+        };
         let choice = CompletionChoice {
             index: self.index,
             text: &text,
@@ -290,23 +286,14 @@ fn completion(
     Json(object(head, &choices, Some(Usage::new(prompt, generated)))).into_response()
 }
 
-/// The number with the digits that it has in columns of floats: clients compare them.
-fn number(value: f32) -> Value {
-    value
-        .to_string()
-        .parse::<f64>()
-        .map_or(Value::Null, Value::from)
-}
-
 /// Appends log-probabilities in OpenAI's columns. `offset` counts characters before the first piece.
 fn add(text: &Text, pieces: &[Piece], offset: usize, columns: &mut CompletionLogprobs) {
     let mut offset = offset;
     for piece in pieces {
-        let alternatives = text.alternatives(&piece.top);
-        let top: Map<_, _> = alternatives
-            .into_iter()
-            .map(|token| (token.text, number(token.logprob)))
-            .collect();
+        let mut top = TopByText::default();
+        for token in text.alternatives(&piece.top) {
+            top.add(token.text, token.logprob);
+        }
         columns.tokens.push(text.tokenizer.token_text(piece.id));
         columns.token_logprobs.push(piece.logprob);
         columns.top_logprobs.push(Some(top));

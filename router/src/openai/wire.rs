@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -346,6 +346,27 @@ pub(crate) struct CompletionChoice<'a> {
     pub(crate) finish_reason: &'static str,
 }
 
+/// Log-probabilities by the texts of tokens, written with the digits that columns of floats have:
+/// clients compare them.
+#[derive(Debug, Default)]
+pub(crate) struct TopByText(Vec<(String, f32)>);
+
+impl TopByText {
+    /// Adds a token, the more probable ones first. Two may have one text, such as parts of a
+    /// letter: the first is told.
+    pub(crate) fn add(&mut self, text: String, logprob: f32) {
+        if self.0.iter().all(|(known, _)| *known != text) {
+            self.0.push((text, logprob));
+        }
+    }
+}
+
+impl Serialize for TopByText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(text, logprob)| (text, logprob)))
+    }
+}
+
 /// Log-probabilities of a continuation, in columns.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
@@ -354,7 +375,7 @@ pub(crate) struct CompletionLogprobs {
     pub(crate) token_logprobs: Vec<f32>,
     /// Of a prompt's token: itself and the most probable one. Null for a prompt's first token.
     #[schema(value_type = Vec<Option<HashMap<String, Option<f32>>>>)]
-    pub(crate) top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub(crate) top_logprobs: Vec<Option<TopByText>>,
     /// Characters before each token in the text.
     pub(crate) text_offset: Vec<usize>,
 }

@@ -82,6 +82,13 @@ def boxes_of(address_R, RANKS: tl.constexpr):
 
 
 @triton.jit
+def unless_own(inside, word, rank, peer):
+    """`inside`, where the peer is another rank. (A block compared: no scalar is a mask in Triton's
+    interpreter.)"""
+    return inside & (word * 0 + rank != peer)
+
+
+@triton.jit
 def post(
     boxes, rank, row, number, bits_W, word, inside,
     RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, SELF: tl.constexpr = True,
@@ -98,7 +105,7 @@ def post(
     at = (((number & 1) * RANKS + rank) * ROWS + row) * WORDS + word
     for peer in tl.static_range(RANKS):
         box = boxes[peer].to(tl.pointer_type(tl.int64))
-        wanted = inside if SELF else inside & (word * 0 + rank != peer)
+        wanted = inside if SELF else unless_own(inside, word, rank, peer)
         tl.store(tl.multiple_of(box, 16) + at, message_W, mask=wanted)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.device.peers import Share
-from headrace.ops.mailbox import Mailbox, boxes_of, post, receive
+from headrace.ops.mailbox import Mailbox, boxes_of, post, receive, unless_own
 from headrace.ops.reduce_norm.base import ReduceNorm
 from headrace.ops.triton import Gpu
 
@@ -106,7 +106,7 @@ def reduce_norm_kernel(
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
     for peer in tl.static_range(RANKS):  # pyright: ignore[reportGeneralTypeIssues]
-        theirs = inside & (word * 0 + rank != peer)
+        theirs = unless_own(inside, word, rank, peer)
         bits = receive(box, peer, row, number, word, theirs, RANKS, ROWS, WORDS)
         bits = tl.where(rank == peer, mine, bits)
         peer_low, peer_high = _unpack(bits, TYPE, HALVES)
