@@ -24,6 +24,7 @@
 #   --mixes LIST      offline: mixes such as 1000x512/256
 #   --levels LIST     HTTP: clients at one time [1,16,64,256]
 #   --context N       tokens of a sequence at most, on both sides [40960]
+#   --tokens N        offline: tokens of a step, on both sides [16384, vLLM's own]
 #   --dummy           random weights in memory: the model's folder needs none
 #   --precision P     bf16, fp8 or int4: vLLM makes fp8 while it loads; chooses the targets [bf16]
 #   --python PROGRAM  [python3]
@@ -35,16 +36,16 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 RUNNING=512 # sequences at one time, on both sides
-# Tokens of a step offline: what vLLM takes for a model in process on a GPU of 70 GiB or more. Both
-# servers take 8,192.
-OFFLINE_TOKENS=16384
 OUR_PORT=8124
 VLLM_PORT=8123
+# Tokens of a step offline: what vLLM takes for a model in process on a GPU of 70 GiB or more. Both
+# servers take 8,192.
+TOKENS=16384
 READY_S=900 # a server that does not answer within this time failed
 
 headrace=${HEADRACE:-headrace}
 python=python3
-model='' out='' site='' gpus=1 only='' levels=1,16,64,256 dummy=0 precision=bf16 context=40960 flags='' vllm_flags=''
+model='' out='' site='' gpus=1 only='' levels=1,16,64,256 dummy=0 precision=bf16 context=40960 tokens='' flags='' vllm_flags=''
 scenarios=() parts=() server='' dummy_flags=() fp8_flags=()
 
 die() {
@@ -61,6 +62,7 @@ while [ $# -gt 0 ]; do
     --only) only=$2 && shift ;;
     --batches | --lengths | --mixes) scenarios+=("$1" "$2") && shift ;;
     --levels) levels=$2 && shift ;;
+    --tokens) tokens=$2 && shift ;;
     --dummy) dummy=1 ;;
     --precision) precision=$2 && shift ;;
     --context) context=$2 && shift ;;
@@ -125,14 +127,14 @@ load() { # label, port, name of the model
 
 ours_offline() {
     # shellcheck disable=SC2046 # the flags are words
-    "$headrace" bench offline $(our_flags) --max-batch-prefill-tokens $OFFLINE_TOKENS \
+    "$headrace" bench offline $(our_flags) --max-batch-prefill-tokens "${tokens:-$TOKENS}" \
         --label ours --json "$out/ours.jsonl" "${scenarios[@]}" \
         2>"$out/ours-offline.log" || { tail -n 20 "$out/ours-offline.log" >&2 && return 1; }
 }
 
 vllm_offline() {
     "${vllm[@]}" "$here/peers/vllm_offline.py" "$model" --json "$out/vllm.jsonl" --tp "$gpus" \
-        --max-model-len "$context" --max-num-seqs "$RUNNING" "${scenarios[@]}" \
+        --max-model-len "$context" --max-num-seqs "$RUNNING" ${tokens:+--max-num-batched-tokens "$tokens"} "${scenarios[@]}" \
         "${dummy_flags[@]}" "${fp8_flags[@]}" \
         2>"$out/vllm-offline.log" | tee -a "$out/vllm-offline.log" | grep --line-buffered '^{' ||
         { tail -n 20 "$out/vllm-offline.log" >&2 && return 1; }

@@ -55,6 +55,7 @@ class Bench:
             tensor_parallel_size=args.tp,
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
             gpu_memory_utilization=args.gpu_memory_utilization,
             enable_prefix_caching=False,
             skip_tokenizer_init=True,
@@ -131,6 +132,7 @@ def arguments() -> argparse.Namespace:
     add("--load-format", default="auto", help="dummy: random weights, nothing is read")
     add("--max-model-len", type=int, default=40960)
     add("--max-num-seqs", type=int, default=512)
+    add("--max-num-batched-tokens", type=int, help="tokens of a step [default: vLLM's]")
     add("--gpu-memory-utilization", type=float, default=0.9)
     add("--seed", type=int, default=0)
     return parser.parse_args()

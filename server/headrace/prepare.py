@@ -8,7 +8,7 @@ from dataclasses import replace
 from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.engine import Engine, Preparation, Prepared, kv_layout
 from headrace.graphs import buckets, token_buckets
-from headrace.memory import BLOCKS_MIN, Room, plan_memory
+from headrace.memory import BLOCKS_MIN, MIB, Room, plan_memory
 from headrace.ops.triton import counting_kernels, settle_keys
 from headrace.runner import Runner
 from headrace.warm import CROWD, warm_plans
@@ -67,8 +67,10 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     blocks = engine.comm.min_int(plan.blocks)
     with phases("kv pool"):
         runner = Runner(engine, wanted, blocks, sizes)
+    free = device.room().free
     with phases("graphs"):
         runner.capture()
+    _check_graphs(graph_bytes, free - device.room().free, device.reserve_bytes)
     for line in plan.table().splitlines():
         log.info("%s", line)
     log.info(
@@ -79,25 +81,40 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
 
 
 def _measure_graphs(engine: Engine, wanted: Preparation, sizes: GraphSizes) -> int:
-    """Device bytes that these graphs will take, by the two largest of each kind."""
+    """Device bytes that these graphs will take, by three of each kind.
+
+    The largest takes memory to compute in, which others use again. The next does not quite fit into
+    the gaps and takes some more. All others take what a graph itself takes, as the smallest shows.
+    """
     if not sizes:
         return 0
     device = engine.device
     device.trim()
     wanted = replace(wanted, state_slots_max=0)
     total = 0
-    for kind, all_of_kind in (("rows", sizes.rows), ("tokens", sizes.tokens)):
+    for kind, of_kind in (("rows", sizes.rows), ("tokens", sizes.tokens)):
+        measured = [*of_kind[:-3:-1], *of_kind[:-2][:1]]
         runners: list[Runner] = []
         taken: list[int] = []
-        for size in reversed(all_of_kind[-2:]):
+        for size in measured:
             runners.append(Runner(engine, wanted, BLOCKS_MIN, GraphSizes(**{kind: (size,)})))
             free = device.room().free
             runners[-1].capture()
             taken.append(max(0, free - device.room().free))
-        total += sum(taken[:1]) + sum(taken[1:]) * (len(all_of_kind) - 1)
+        total += sum(taken) + sum(taken[2:]) * (len(of_kind) - len(measured))
         runners.clear()
         device.trim()
     return total
+
+
+def _check_graphs(planned: int, taken: int, reserve: int) -> None:
+    """Tells when graphs took more than was planned and thereby some of the reserve."""
+    log.info("graphs took %.1f MiB of the %.1f planned", taken / MIB, planned / MIB)
+    if taken > planned + reserve // 2:
+        log.warning(
+            "graphs took %.1f MiB more than planned, of a reserve of %.1f: memory may run out",
+            *((taken - planned) / MIB, reserve / MIB),
+        )
 
 
 def _warm(engine: Engine, wanted: Preparation) -> None:

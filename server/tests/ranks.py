@@ -1,10 +1,14 @@
 """Ranks as processes that write each other's memory: a GPU each, where there are enough.
 
-Without GPUs kernels run in Triton's interpreter, and what ranks share is ordinary shared memory.
+Fewer GPUs than ranks are shared: their processes take turns, so that a rank which waits for another
+waits for its turn as well. Slow, but the kernels, graphs and memory are those of a GPU each; only
+NCCL refuses, and gloo stands in for it. Without GPUs kernels run in Triton's interpreter, and what
+ranks share is ordinary shared memory.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import traceback
 from collections.abc import Callable
@@ -16,7 +20,8 @@ from torch import Tensor, multiprocessing
 
 from headrace.comm import Comm, join_group
 from headrace.comm.dist import DistComm
-from headrace.device import Peers, Share
+from headrace.comm.symmetric import share_memory
+from headrace.device import Device, Peers, Share
 from headrace.device.cpu import CpuDevice
 from headrace.ops.triton import INTERPRETED, Gpu, gpu_at
 
@@ -24,10 +29,6 @@ TIMEOUT_S = 120
 # Shared memory of a rank, where there is no GPU to ask for it, and what each piece is aligned to.
 SLAB_BYTES = 16 << 20
 ALIGNMENT = 256
-
-
-def on_gpus(size: int) -> bool:
-    return torch.cuda.device_count() >= size
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _main(
 ) -> None:  # fmt: skip
     torch.set_num_threads(1)
     try:
-        run = _run_on_gpu if on_gpus(size) else _run_here
+        run = _run_on_gpu if torch.cuda.is_available() else _run_here
         out.put((rank, run(work, rank, size, slabs, address, arguments)))
     except BaseException:
         out.put((rank, Failed(traceback.format_exc())))
@@ -98,16 +99,28 @@ def _run_on_gpu(
     from headrace.device.cuda import CudaDevice
 
     del slabs
-    device = CudaDevice(rank)
+    gpus = torch.cuda.device_count()
+    device = CudaDevice(rank % gpus)
     with torch.inference_mode():
         device.start()
-        comm = join_group(device, rank, size, address, TIMEOUT_S)
+        join = join_group if gpus >= size else _join_on_shared_gpus
+        comm = join(device, rank, size, address, TIMEOUT_S)
         where = device.torch_device
         result = work(Rank(rank, size, where, gpu_at(where), comm.share, comm), *arguments)
         torch.cuda.synchronize()
     comm.min_int(0)  # Nobody leaves while another still reads what it wrote.
     comm.close()
     return result
+
+
+def _join_on_shared_gpus(
+    device: Device, rank: int, size: int, address: str, timeout_s: float
+) -> Comm:
+    # PyTorch takes two ranks of one GPU for a mistake unless told otherwise.
+    os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
+    comm = share_memory(DistComm(device, rank, size, address, timeout_s, backend="gloo"), device)
+    assert comm.recordable, "processes of one GPU cannot share its memory"
+    return comm
 
 
 def _run_here(

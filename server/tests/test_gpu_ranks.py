@@ -17,31 +17,40 @@ from planner import Planner, Sequence
 from ranks import Rank, run_processes
 from test_gpu_model import BLOCKS, LENGTHS, WANTED, WAYS, drawn, made, requests, start_again
 
+from headrace.batch import GraphSizes
 from headrace.device import open_device
 from headrace.models import ARCHITECTURES
+from headrace.ops.reduce_norm.reference import reduce_norm
 from headrace.ops.reduce_norm.triton import TritonReduceNorm, TritonReduceNorms
-from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.prepare import graph_sizes, prepare_engine
 from headrace.runner import Runner
 from headrace.testing import engine
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result
 
-SIZES = [
-    pytest.param(
-        size,
-        marks=pytest.mark.skipif(
-            torch.cuda.device_count() < size, reason=f"there are no {size} CUDA devices"
-        ),
-    )
-    for size in (2, 4)
-]
+SIZES = (2, 4)
 pytestmark = pytest.mark.gpu
 # bfloat16 sums in another order.
 TOLERANCE = 0.15
+# Numbers of a sum at most: 2,048 tokens of the widest tiny model.
+RESERVED = 2048 * 512
 CHAINED = 40
 REPLAYS = 30
+# What is left out where ranks take turns on fewer GPUs (see `ranks`): each sum waits for a turn.
+WAYS_IN_TURNS = ("chunks", "preemption, depth 3, cache hits")
+ARCHITECTURES_IN_TURNS = ("LlamaForCausalLM",)
+GRAPHS_IN_TURNS = GraphSizes(rows=(4, 32), tokens=(64, 512))
+REPLAYS_IN_TURNS = 6
 EPS = 1e-5
+
+
+def in_turns(size: int) -> bool:
+    return torch.cuda.device_count() < size
+
+
+def ways(size: int) -> dict[str, dict[str, Any]]:
+    """Knobs of the planner that must not change a token."""
+    return {name: WAYS[name] for name in WAYS_IN_TURNS} if in_turns(size) else WAYS
 
 
 def known_to(rank: Rank, runner: Runner, plan: Plan, result: Result) -> Result:
@@ -62,11 +71,16 @@ def tokens_of(rank: Rank, folders: list[Path]) -> list[Any]:
     found: list[Any] = []
     for folder in folders:
         loaded = engine.load(
-            folder, open_device("cuda", rank.rank), dtype=torch.float32, comm=rank.comm
+            folder, open_device("cuda", rank.device.index), dtype=torch.float32, comm=rank.comm
         )
-        assert graph_sizes(loaded, WANTED).rows, "a group of GPUs is recorded"
-        for knobs in WAYS.values():
-            runner = engine.runner(loaded, WANTED, BLOCKS)
+        sizes = graph_sizes(loaded, WANTED)
+        assert sizes.rows, "a group of GPUs is recorded"
+        rank.comm.reserve(RESERVED, torch.float32)  # What is recorded may not go through gloo.
+        for knobs in ways(rank.size).values():
+            runner = Runner(
+                loaded, WANTED, BLOCKS, GRAPHS_IN_TURNS if in_turns(rank.size) else sizes
+            )
+            runner.capture()
 
             def execute(plan: Plan, runner: Runner = runner) -> Result:
                 return known_to(rank, runner, plan, runner.execute(plan))
@@ -81,10 +95,10 @@ def tokens_of(rank: Rank, folders: list[Path]) -> list[Any]:
 @pytest.mark.parametrize("size", SIZES)
 def test_float32_tokens_are_the_cpus(tmp_path: Path, size: int) -> None:
     folders, expected = [], []
-    for architecture in ARCHITECTURES:
+    for architecture in ARCHITECTURES_IN_TURNS if in_turns(size) else ARCHITECTURES:
         windows = {"sliding_window": 10} if architecture == "MistralForCausalLM" else {}
         folders.append(Tiny(architecture, config=windows).write(tmp_path / architecture))
-        expected += [drawn(made(folders[-1], "cpu", torch.float32), requests())] * len(WAYS)
+        expected += [drawn(made(folders[-1], "cpu", torch.float32), requests())] * len(ways(size))
     for rank, found in enumerate(run_processes(size, tokens_of, folders)):
         for index, (tokens, wanted) in enumerate(zip(found, expected, strict=True)):
             assert tokens == wanted, (rank, ARCHITECTURES, index)
@@ -93,7 +107,7 @@ def test_float32_tokens_are_the_cpus(tmp_path: Path, size: int) -> None:
 @torch.inference_mode()
 def told(rank: Rank, folder: Path) -> tuple[np.ndarray, int]:
     """Log-probabilities of prompts by a rank, and bytes that serving took after ready."""
-    loaded = engine.load(folder, open_device("cuda", rank.rank), comm=rank.comm)
+    loaded = engine.load(folder, open_device("cuda", rank.device.index), comm=rank.comm)
     runner, _ = prepare_engine(loaded, replace(WANTED, blocks_max=BLOCKS))
     torch.cuda.synchronize()
     free = torch.cuda.mem_get_info()[0]
@@ -121,18 +135,18 @@ def test_bfloat16_logprobs_are_those_of_one_gpu(tmp_path: Path, size: int) -> No
     ((alone, _),) = run_processes(1, told, folder)
     results = run_processes(size, told, folder)
     np.testing.assert_allclose(results[0][0], alone, atol=TOLERANCE)
-    assert [taken for _, taken in results if taken > 0] == [], "memory was taken after ready"
+    if not in_turns(size):  # gloo, which stands in for NCCL, takes some.
+        assert [taken for _, taken in results if taken > 0] == [], "memory was taken after ready"
 
 
 def chain(rank: Rank, op: TritonReduceNorm, rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A graph of sums one behind another, which overlap, beside the group's sums and norms."""
+    """A graph of sums one behind another, which overlap, beside the reference over all shares."""
     width, dtype = 4096, torch.bfloat16
     random = torch.Generator(rank.device).manual_seed(rank.rank)
     same = torch.Generator(rank.device).manual_seed(77)
     weight_D = torch.randn(width, generator=same, device=rank.device).to(dtype)
     x = [torch.empty((rows, width), dtype=dtype, device=rank.device) for _ in range(CHAINED)]
     start = torch.empty((rows, width), dtype=dtype, device=rank.device)
-    norms = TritonRmsNorm(rank.gpu)
     y: list[torch.Tensor] = []
     stream = start.clone()
 
@@ -148,7 +162,7 @@ def chain(rank: Rank, op: TritonReduceNorm, rows: int) -> list[tuple[np.ndarray,
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         run()
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for replay in range(REPLAYS):
+    for replay in range(REPLAYS_IN_TURNS if in_turns(rank.size) else REPLAYS):
         start.copy_(torch.randn(start.shape, generator=same, device=rank.device))
         for x_TD in x:
             x_TD.copy_(torch.randn(x_TD.shape, generator=random, device=rank.device))
@@ -157,12 +171,14 @@ def chain(rank: Rank, op: TritonReduceNorm, rows: int) -> list[tuple[np.ndarray,
         graph.replay()
         expected = start.clone()
         for x_TD, y_TD in zip(x, y, strict=True):
-            summed = rank.comm.all_reduce(x_TD.clone())
-            normed, expected = norms.add_rms_norm(summed, expected, weight_D, EPS)
+            partial_RTD = list(rank.comm.all_gather(x_TD[None], 0))
+            normed, expected = reduce_norm(partial_RTD, expected, weight_D, EPS)
             torch.testing.assert_close(y_TD, normed, rtol=2.0**-6, atol=1e-6)
-        assert torch.equal(stream, expected), (
-            f"replay {replay}: another stream than by two launches"
-        )
+        assert torch.equal(stream, expected), f"replay {replay}: another stream"
+        # The sum of many rows, which goes another way and adds in another order.
+        summed = rank.comm.all_reduce(x[0].clone())
+        wanted = rank.comm.all_gather(x[0][None], 0).float().sum(0)
+        torch.testing.assert_close(summed.float(), wanted, rtol=2.0**-5, atol=2.0**-5)
         found.append((stream.float().cpu().numpy()[:1], y[-1].float().cpu().numpy()[:1]))
     return found
 
@@ -190,7 +206,7 @@ def chains(rank: Rank) -> list[Any]:
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("size", SIZES)
-def test_sums_in_a_graph_are_those_of_two_launches(size: int) -> None:
+def test_sums_in_a_graph_are_the_references(size: int) -> None:
     results = run_processes(size, chains)
     for other in results[1:]:
         for mine, its in zip(results[0], other, strict=True):

@@ -1,4 +1,4 @@
-"""A group over `torch.distributed`: gloo on the CPU, NCCL on CUDA."""
+"""A group over `torch.distributed`: gloo on the CPU, NCCL on CUDA unless another is asked for."""
 
 from datetime import timedelta
 
@@ -17,25 +17,33 @@ class DistComm:
     shared_bytes = 0
 
     def __init__(
-        self, device: Device, rank: int, size: int, rendezvous: str, timeout_s: float
+        self,
+        device: Device,
+        rank: int,
+        size: int,
+        rendezvous: str,
+        timeout_s: float,
+        backend: str | None = None,
     ) -> None:
         """Waits for all ranks.
 
         Args:
             rendezvous: `host:port`; rank 0 listens there.
             timeout_s: how long to wait for the others, now and in every call.
+            backend: the library; the device's own unless given. NCCL wants a GPU for each rank.
         """
         self.rank = rank
         self.size = size
         self._device = device.torch_device
+        backend = backend or ("gloo" if device.kind == "cpu" else "nccl")
         try:
             dist.init_process_group(
-                "gloo" if device.kind == "cpu" else "nccl",
+                backend,
                 init_method=f"tcp://{rendezvous}",
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=timeout_s),
-                device_id=None if device.kind == "cpu" else device.torch_device,
+                device_id=device.torch_device if backend == "nccl" else None,
             )
         except (RuntimeError, ValueError) as error:
             raise GroupError(
