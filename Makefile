@@ -12,7 +12,7 @@ SOURCES := $(shell find router launcher bench/client proto server -type f \
 	-not -path '*/tests/*' -not -path '*/_native/*') \
 	Cargo.toml Cargo.lock pyproject.toml tools/install.sh tools/constraints.txt
 
-.PHONY: help install serve test test-clients check fix bench gpu clean
+.PHONY: help install serve test test-clients image-check check fix bench gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ test: install ## everything that needs no GPU
 test-clients: install ## what needs other people's programs and clients
 	@tools/install.sh extra test
 	@tools/test_clients.sh
+
+image-check: ## the Dockerfile's steps in clean Debian roots, as root (ARGS="--target cuda ...")
+	@python3 tools/image_check.py $(ARGS)
 
 check: install ## formatters, lints, types, arrows
 	@tools/install.sh extra test

@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,10 @@ def run(environment: str, program: str, *arguments: str) -> str:
     """Runs a program of an environment; returns what it wrote, fails with it."""
     path = ENVIRONMENTS / environment / "bin" / program
     assert path.exists(), f"{path} is missing: run `make test-clients`"
+    return run_alone(path, *arguments)
+
+
+def run_alone(path: Path, *arguments: str) -> str:
     # Proxies and tokens of the machine are none of the clients' business.
     names = {"PATH", "HOME", "LANG", "TMPDIR"}
     clean = {name: value for name, value in os.environ.items() if name in names}
@@ -73,11 +78,21 @@ PROMISES = [
         "client_hub.py",
         "endpoint text_generation text_stream text_sampled chat errors concurrent",
     ),
+    (
+        "hub034",
+        "client_hub.py",
+        "endpoint text_generation text_stream text_sampled chat errors concurrent",
+    ),
+    ("langchain", "client_langchain.py", "invoke stream stop chat"),
+]
+NODE_PROMISES = [
+    ("client_inference.mjs", "text_generation text_stream chat chat_stream errors"),
+    ("client_openai.mjs", "models chat chat_stream chat_leaves_early completions errors"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("environment", "script", "promises"), PROMISES, ids=[row[1] for row in PROMISES]
+    ("environment", "script", "promises"), PROMISES, ids=["-".join(row[:2]) for row in PROMISES]
 )
 def test_client_works_unchanged(
     served: Stack, environment: str, script: str, promises: str
@@ -85,6 +100,23 @@ def test_client_works_unchanged(
     url = f"http://127.0.0.1:{served.port}"
     output = run(environment, "python", str(SCRIPTS / script), url)
     assert output.split("\n")[:-1] == [f"ok {promise}" for promise in promises.split()]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+@pytest.mark.parametrize(("script", "promises"), NODE_PROMISES, ids=[r[0] for r in NODE_PROMISES])
+def test_client_of_node_works_unchanged(served: Stack, script: str, promises: str) -> None:
+    node = shutil.which("node")
+    folder = ENVIRONMENTS / "node"
+    assert node and folder.is_dir(), f"{folder} is missing: run `make test-clients`"
+    output = run_alone(Path(node), str(folder / script), f"http://127.0.0.1:{served.port}")
+    assert output.split("\n")[:-1] == [f"ok {promise}" for promise in promises.split()]
+
+
+def test_manifests_are_what_kubernetes_understands() -> None:
+    manifests = sorted(str(path) for path in (ROOT / "docs" / "kubernetes").glob("*.yaml"))
+    output = run("kubernetes", "kubernetes-validate", "--strict", *manifests)
+    kinds = re.findall(r"passed for resource (\w+)/", output)
+    assert sorted(kinds) == ["deployment", "persistentvolumeclaim", "service"]
 
 
 def without_widths(schema: Any) -> Any:

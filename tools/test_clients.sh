@@ -30,7 +30,26 @@ prepare() {
     cp "$list" "$folder/.installed"
 }
 
+prepare_node() {
+    local from=integration-tests/clients/node folder=.cache/clients/node
+    if ! command -v npm >/dev/null; then
+        step "npm is not installed: Node's clients are left out"
+        return
+    fi
+    if ! cmp -s "$from/package-lock.json" "$folder/.installed"; then
+        step "Installing the clients of $from/package.json"
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        cp "$from"/package*.json "$folder"
+        npm ci --silent --no-audit --no-fund --prefix "$folder" ||
+            die "the packages of $from could not be installed; is there a network?"
+        cp "$from/package-lock.json" "$folder/.installed"
+    fi
+    cp "$from"/*.mjs "$folder"
+}
+
 for list in integration-tests/clients/*.txt; do prepare "$list"; done
-step "Other people's programs: text-generation, openai, huggingface_hub, schemathesis"
+prepare_node
+step "Other people's programs: the clients of TGI, of the Hub and of OpenAI, and schemathesis"
 "$PY" -m pytest integration-tests/test_clients.py -m clients "$@"
 step "test-clients: everything passed"

@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
         from headrace import hub
 
         return hub.main(argv[1:])
+    if argv[:1] == ["tgi-server"]:
+        from headrace.hub import tgi_server
+
+        return tgi_server.main(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         if arguments.run is _compile:

@@ -1,6 +1,6 @@
 //! The one binary: what it does depends on the name it is called by and on its first argument.
 //! `headrace [serve]` and `text-generation-launcher` serve, `headrace router` is the router,
-//! `headrace bench` measures, and the rest is Python's.
+//! `headrace bench` measures, and the rest is Python's, `text-generation-server` included.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,6 +15,10 @@ fn main() -> ExitCode {
     let mut argv: Vec<OsString> = env::args_os().collect();
     let called = argv.first().map(PathBuf::from).unwrap_or_default();
     let called_launcher = called.ends_with("text-generation-launcher");
+    if called.ends_with("text-generation-server") {
+        argv[0] = "tgi-server".into();
+        return python(&argv);
+    }
     let command = argv
         .get(1)
         .and_then(|argument| argument.to_str())

@@ -43,6 +43,15 @@ fn help_and_version_are_answers_and_not_errors() {
 }
 
 #[test]
+fn tgi_s_python_program_is_python_s() {
+    let output = headrace("/opt/bin/text-generation-server", &["serve"]);
+    assert_ne!(output.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&output.stderr);
+    // Without an installed server there is no Python to ask.
+    assert!(text.contains("Python") || text.contains("text-generation-launcher"), "{text}");
+}
+
+#[test]
 fn a_mistyped_command_line_is_refused() {
     let table: [(&str, &[&str], i32, &str); 7] = [
         ("headrace", &["sreve"], 2, "unknown command `sreve`"),

@@ -43,12 +43,12 @@ before --port and further paths of /vertex and /health. SageMaker's HF_MODEL_ID,
 SM_NUM_GPUS, HF_MODEL_QUANTIZE and HF_MODEL_TRUST_REMOTE_CODE stand for the variables without HF_MODEL \
 or SM. COMPUTE_TYPE is what the header x-compute-type says.
 
-Flags of TGI that are taken and without effect here: --trust-remote-code, --speculate, \
+Flags of TGI that are taken and without effect here: --trust-remote-code, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs, \
 --prometheus-port, --disable-custom-kernels, --watermark-gamma, --watermark-delta, \
 --disable-grammar-support, --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
 refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
---rope-factor, --ngrok.";
+--rope-factor, --ngrok, and --speculate with more than 0.";
 
 /// The command line of `headrace serve`.
 #[derive(Debug, Clone, PartialEq, Parser)]

@@ -159,6 +159,11 @@ impl CompatArgs {
                 self.rope_factor.is_some(),
                 "a rope scaling other than the model's own is",
             ),
+            (
+                "--speculate",
+                self.speculate.is_some_and(|n| n > 0),
+                "speculation, by n-grams or by a Medusa head, is",
+            ),
             ("--ngrok", self.ngrok, "a tunnel to the internet is"),
         ];
         for (flag, is_set, what) in refused {
@@ -173,11 +178,6 @@ impl CompatArgs {
     pub(crate) fn warnings(&self) -> Vec<String> {
         let chunks = "prompts are cut into chunks and join running ones in every step";
         let ignored = [
-            (
-                "--speculate",
-                self.speculate.is_some_and(|n| n > 0),
-                "no speculation yet",
-            ),
             (
                 "--waiting-served-ratio",
                 self.waiting_served_ratio.is_some(),

@@ -233,6 +233,8 @@ fn what_cannot_work_is_refused_with_its_number() {
         LORA_ADAPTERS=x | --lora-adapters: LoRA adapters are not supported yet; start without it
         --rope-factor 2 | --rope-factor: a rope scaling other than the model's own is not \
             supported yet; start without it
+        --speculate 2 | --speculate: speculation, by n-grams or by a Medusa head, is not \
+            supported yet; start without it
         --ngrok | --ngrok: a tunnel to the internet is not supported yet; start without it";
     for row in table.lines().skip(1) {
         let (line, expected) = row.split_once(" | ").expect("a row has two columns");
@@ -315,11 +317,10 @@ fn a_gpu_gets_larger_steps() {
 
 #[test]
 fn what_is_ignored_is_said() {
-    let line = "--speculate 2 --max-batch-total-tokens 9 --num-shard 9 HOSTNAME=3f2a9c \
+    let line = "--speculate 0 --max-batch-total-tokens 9 --num-shard 9 HOSTNAME=3f2a9c \
                 OTLP_ENDPOINT=http://x:4317 ATTENTION=paged TGI_WIGGLE_ROOM=0.9 EXLLAMA_VERSION=";
     let warnings = resolved(line, CPU).expect("harmless").warnings;
     let expected = [
-        "--speculate is without effect: no speculation yet",
         "--max-batch-total-tokens is without effect: the KV cache is as large as memory allows; --kv-memory bounds it",
         "ATTENTION is without effect: the attention backend is chosen by device and model",
         "TGI_WIGGLE_ROOM is without effect: --cuda-memory-fraction bounds the GPU's memory",
