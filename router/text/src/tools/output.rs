@@ -50,9 +50,10 @@ impl Output {
         self.held.push(c);
     }
 
-    /// What is held belongs to a call's syntax.
+    /// What is held belongs to a call's syntax, and so does the white space between them.
     pub(super) fn forget(&mut self) {
         self.held.clear();
+        self.space.clear();
     }
 
     /// What is held is content.

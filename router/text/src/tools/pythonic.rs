@@ -97,9 +97,8 @@ impl Pythonic {
                 self.state = State::Text;
                 return Step::Taken;
             }
-            // It closes nothing.
-            Found::Whole(_) => return self.back(out),
-            Found::Nothing => return self.back(out),
+            // A mark that closes nothing is text as well.
+            Found::Whole(_) | Found::Nothing => return self.back(out),
         };
         self.hold(state, c, out)
     }

@@ -219,13 +219,13 @@ fn a_call_is_told_as_it_comes() {
     assert_eq!(parser.push("ments\": {\"a\""), [start, fragment("{\"a\"")]);
     assert_eq!(parser.push(": 1"), [fragment(": 1")]);
     assert_eq!(
-        parser.push("}}\n"),
+        parser.push("}}"),
         [fragment("}"), ToolEvent::CallEnd { index }]
     );
     assert_eq!(parser.push("</tool_"), []);
     assert_eq!(parser.push("call>"), []);
     assert_eq!(
-        parser.push("ok"),
+        parser.push("\nok"),
         [ToolEvent::Content("\nok".to_owned())],
         "white space is content when text follows"
     );
