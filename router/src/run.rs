@@ -183,7 +183,7 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
     tracing::info!(
         parser = tools.format.map_or("none", ToolFormat::name),
         template_shows_tools = tools.shows_tools,
-        arguments = ?tools.arguments,
+        earlier_calls = ?tools.calls,
         "Tools"
     );
     let requests = &serve.requests;

@@ -215,9 +215,7 @@ fn prompt(
 }
 
 /// A message as templates know it: its content is one text, its calls as the template wants them.
-fn flat(index: usize, mut message: Message, text: &Text) -> Result<Map<String, Value>, Invalid> {
-    let mut calls = message.tool_calls.take().unwrap_or_default();
-    text.tools.arguments.apply(&mut calls);
+fn flat(index: usize, message: Message, text: &Text) -> Result<Map<String, Value>, Invalid> {
     let content = match message.content {
         None => Value::Null,
         Some(Content::Text(text)) => Value::String(text),
@@ -242,10 +240,7 @@ fn flat(index: usize, mut message: Message, text: &Text) -> Result<Map<String, V
     object.insert("content".to_owned(), content);
     let optional = [
         ("name", message.name.map(Value::String)),
-        (
-            "tool_calls",
-            (!calls.is_empty()).then_some(Value::Array(calls)),
-        ),
+        ("tool_calls", message.tool_calls.map(Value::Array)),
         ("tool_call_id", message.tool_call_id.map(Value::String)),
         (
             "reasoning_content",
@@ -257,6 +252,7 @@ fn flat(index: usize, mut message: Message, text: &Text) -> Result<Map<String, V
             object.insert(key.to_owned(), value);
         }
     }
+    text.tools.place_calls(&mut object);
     Ok(object)
 }
 

@@ -458,6 +458,11 @@ async fn calls_of_earlier_turns_reach_the_template() {
         prompt.contains("{\"name\": \"add\", \"parameters\": {\"a\": 1}}"),
         "{prompt}"
     );
+    // As content where it shows none.
+    let plain = stack(PLAIN, "<|third|>");
+    let prompt = rendered(&plain, &json!({"messages": messages})).await;
+    let call = "assistant:{\"name\": \"add\", \"parameters\": {\"a\": 1}};tool:3;";
+    assert!(prompt.ends_with(call), "{prompt}");
     // What was cut stays what it was, and an empty list is none.
     let messages = history(&[("abcdefghi", "{\"a\": ")], "3");
     let prompt = rendered(&qwen(), &asked(&json!({"messages": messages}))).await;

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 pub use constraint::{CallsAsked, ToolConstraint};
 pub use format::ToolFormat;
-pub use history::ArgumentsAs;
+pub use history::CallsAs;
 pub use style::{ParserAsked, ToolStyle, UnknownParser};
 
 use needles::Needles;

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use serde_json::{Map, Value};
+
 use super::Marker;
 
 /// How a model writes its calls.
@@ -82,20 +84,21 @@ impl ToolFormat {
         }
     }
 
-    /// How to write a call, for models whose template does not say.
-    pub(super) fn example(self) -> &'static str {
+    /// A call of a function, written in this format; `arguments` is the text of a JSON object.
+    pub(super) fn write(self, name: &str, arguments: &str) -> String {
         match self {
-            Self::Llama3Json | Self::Json => {
-                r#"{"name": "the function", "parameters": {"an argument": "its value"}}"#
-            }
-            Self::Pythonic => r#"[the_function(an_argument="its value")]"#,
+            Self::Llama3Json | Self::Json => object(name, "parameters", arguments),
             Self::Hermes => {
-                "<tool_call>\n{\"name\": \"the function\", \
-                 \"arguments\": {\"an argument\": \"its value\"}}\n</tool_call>"
+                let object = object(name, "arguments", arguments);
+                format!("<tool_call>\n{object}\n</tool_call>")
             }
-            Self::Mistral => {
-                "[TOOL_CALLS][{\"name\": \"the function\", \
-                 \"arguments\": {\"an argument\": \"its value\"}}]"
+            Self::Mistral => format!("[TOOL_CALLS][{}]", object(name, "arguments", arguments)),
+            Self::Pythonic => {
+                let arguments: Map<String, Value> =
+                    serde_json::from_str(arguments).unwrap_or_default();
+                let argument = |(key, value): (&String, &Value)| format!("{key}={}", python(value));
+                let arguments: Vec<String> = arguments.iter().map(argument).collect();
+                format!("[{name}({})]", arguments.join(", "))
             }
         }
     }
@@ -107,5 +110,33 @@ impl FromStr for ToolFormat {
     fn from_str(name: &str) -> Result<Self, ()> {
         let known = NAMES.iter().find(|(known, _)| *known == name);
         known.map(|(_, format)| *format).ok_or(())
+    }
+}
+
+// === free functions ===
+
+fn object(name: &str, key: &str, arguments: &str) -> String {
+    let name = Value::from(name);
+    format!("{{\"name\": {name}, \"{key}\": {arguments}}}")
+}
+
+/// A value as a Python literal.
+fn python(value: &Value) -> String {
+    match value {
+        Value::Null => "None".to_owned(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Number(_) | Value::String(_) => value.to_string(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(python).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(map) => {
+            let item = |(key, value): (&String, &Value)| {
+                format!("{}: {}", Value::from(key.as_str()), python(value))
+            };
+            let items: Vec<String> = map.iter().map(item).collect();
+            format!("{{{}}}", items.join(", "))
+        }
     }
 }

@@ -131,10 +131,14 @@ impl JsonCall {
         }
     }
 
-    /// The text is over: a marked call whose name is known has begun.
+    /// The text is over. A call is whole with its arguments, whatever brace is missing after them;
+    /// one that is marked and whose name is known has begun.
     pub(super) fn finish(&mut self, out: &mut Output) {
+        let in_value = matches!(self.at, At::InValue(_));
+        let in_arguments = in_value && self.role == Role::Arguments;
         match (&self.name, self.trust) {
-            _ if self.is_started => {}
+            _ if self.is_started && in_arguments => {}
+            _ if self.is_started => out.end(),
             (Some(name), Trust::Marked) => {
                 out.start(name);
                 self.is_started = true;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::history::shows_tools;
-use super::{ArgumentsAs, CallsMax, Marker, ToolCallParser, ToolFormat};
+use super::{CallsAs, CallsMax, Marker, ToolCallParser, ToolFormat};
 use crate::chat::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -17,8 +17,8 @@ pub struct ToolStyle {
     pub format: Option<ToolFormat>,
     /// Whether the template shows tools. Otherwise a message must.
     pub shows_tools: bool,
-    /// What the template wants a call's arguments to be.
-    pub arguments: ArgumentsAs,
+    /// What the template makes of calls of earlier turns.
+    pub calls: CallsAs,
     /// The format's marks that are special tokens, which have no text.
     markers: Vec<(u32, Marker)>,
 }
@@ -62,7 +62,7 @@ impl ToolStyle {
         Self {
             format,
             shows_tools: template.is_some_and(shows_tools),
-            arguments: template.map_or(ArgumentsAs::Object, ArgumentsAs::of_template),
+            calls: template.map_or(CallsAs::Object, CallsAs::of_template),
             markers: markers.iter().filter_map(marker).collect(),
         }
     }
@@ -99,7 +99,7 @@ impl ToolStyle {
             (None, Some(format)) => format!(
                 "\n---\n[{tools}]\nThese functions can be called. Where one of them helps, answer \
                  with nothing but the call, with real values, in this form:\n{}",
-                format.example()
+                format.write("the function", r#"{"an argument": "its value"}"#)
             ),
             (None, None) => format!("\n---\n[{tools}]\nThese functions can be called."),
         })

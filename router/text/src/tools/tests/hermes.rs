@@ -118,6 +118,10 @@ fn a_forgotten_brace_or_mark_costs_no_call() {
     let text = "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": {\"b\": 1}\n</tool_call>";
     let cut = ("add", "{\"a\": {\"b\": 1}\n");
     says(HERMES, &format!("{text}{second}"), "", &[cut, now]);
+    // The outer brace, and nothing follows: the arguments are whole.
+    let text = "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}";
+    says(HERMES, text, "", &[add]);
+    says(HERMES, &format!("{text}, \"id\": \"x"), "", &[add]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::super::{ArgumentsAs, Marker, ParserAsked, ToolFormat, ToolStyle};
+use super::super::{CallsAs, Marker, ParserAsked, ToolFormat, ToolStyle};
 use crate::chat::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -38,33 +38,33 @@ fn decide(name: &str) -> ToolStyle {
 
 #[test]
 fn the_template_tells_the_format_and_what_it_wants() {
-    for (name, format, shows_tools, arguments) in [
-        ("qwen3.jinja", ToolFormat::Hermes, true, ArgumentsAs::Text),
+    for (name, format, shows_tools, calls) in [
+        ("qwen3.jinja", ToolFormat::Hermes, true, CallsAs::Text),
         (
             "hermes.tool_use.jinja",
             ToolFormat::Hermes,
             true,
-            ArgumentsAs::Text,
+            CallsAs::Text,
         ),
         (
             "mistral_tools.jinja",
             ToolFormat::Mistral,
             true,
-            ArgumentsAs::Object,
+            CallsAs::Object,
         ),
         (
             "llama3.jinja",
             ToolFormat::Llama3Json,
             true,
-            ArgumentsAs::Object,
+            CallsAs::Object,
         ),
-        ("deepseek.jinja", ToolFormat::Json, false, ArgumentsAs::Text),
-        ("chatml.jinja", ToolFormat::Json, false, ArgumentsAs::Object),
+        ("deepseek.jinja", ToolFormat::Json, false, CallsAs::Text),
+        ("chatml.jinja", ToolFormat::Json, false, CallsAs::Content),
     ] {
         let style = decide(name);
         assert_eq!(style.format, Some(format), "{name}");
         assert_eq!(style.shows_tools, shows_tools, "{name}");
-        assert_eq!(style.arguments, arguments, "{name}");
+        assert_eq!(style.calls, calls, "{name}");
     }
     let coder = "{{ tools }}<tool_call>\n<function=f>\n<parameter=a>";
     assert_eq!(ToolFormat::of_template(coder), ToolFormat::Json);
@@ -125,35 +125,84 @@ fn tools_are_told_in_words_where_the_template_does_not_show_them() {
     assert!(ours.contains("\"parameters\""), "{ours}");
 }
 
+/// What a message's calls and content become.
+fn placed(calls: CallsAs, format: ToolFormat, message: Value) -> Value {
+    let asked = ParserAsked::Format(format);
+    let mut style = ToolStyle::decide(None, &tokenizer(&[]), asked);
+    style.calls = calls;
+    let Value::Object(mut message) = message else {
+        panic!("an object")
+    };
+    style.place_calls(&mut message);
+    Value::Object(message)
+}
+
 #[test]
 fn arguments_of_earlier_calls_take_the_form_that_is_wanted() {
     let call =
         |arguments: Value| json!({"id": "1", "function": {"name": "f", "arguments": arguments}});
     for (form, given, expected) in [
         (
-            ArgumentsAs::Object,
+            CallsAs::Object,
             json!("{\"b\": 1, \"a\": 2}"),
             json!({"b": 1, "a": 2}),
         ),
-        (ArgumentsAs::Object, json!({"a": 1}), json!({"a": 1})),
-        (ArgumentsAs::Object, json!(""), json!({})),
-        (ArgumentsAs::Object, json!("{\"a\": "), json!("{\"a\": ")),
+        (CallsAs::Object, json!({"a": 1}), json!({"a": 1})),
+        (CallsAs::Object, json!(""), json!({})),
+        (CallsAs::Object, json!("{\"a\": "), json!("{\"a\": ")),
         (
-            ArgumentsAs::Text,
+            CallsAs::Text,
             json!("{\"a\":  1e400}"),
             json!("{\"a\":  1e400}"),
         ),
         (
-            ArgumentsAs::Text,
+            CallsAs::Text,
             json!({"b": 1, "a": 2}),
             json!("{\"b\":1,\"a\":2}"),
         ),
     ] {
-        let mut calls = [call(given), json!({"name": "g"}), json!(5)];
-        form.apply(&mut calls);
-        assert_eq!(calls[0], call(expected));
+        let message = json!({"tool_calls": [call(given), {"name": "g"}, 5]});
+        let told = placed(form, ToolFormat::Json, message);
+        let expected = json!({"tool_calls": [call(expected), {"name": "g"}, 5]});
+        assert_eq!(told, expected);
     }
-    let mut flat = [json!({"name": "f", "arguments": "{}"})];
-    ArgumentsAs::Object.apply(&mut flat);
-    assert_eq!(flat[0], json!({"name": "f", "arguments": {}}));
+    let flat = json!({"tool_calls": [{"name": "f", "arguments": "{}"}]});
+    let told = placed(CallsAs::Object, ToolFormat::Json, flat);
+    assert_eq!(told["tool_calls"][0]["arguments"], json!({}));
+    let none = json!({"content": "a", "tool_calls": []});
+    let told = placed(CallsAs::Object, ToolFormat::Json, none);
+    assert_eq!(told, json!({"content": "a"}));
+}
+
+#[test]
+fn calls_that_a_template_does_not_show_are_written_into_the_content() {
+    let arguments = "{\"b\": [1e400, true, null],  \"a\": {\"c\": \"'d'\"}}";
+    let call = |arguments: &str| json!({"function": {"name": "add", "arguments": arguments}});
+    for (format, expected) in [
+        (
+            ToolFormat::Json,
+            format!("{{\"name\": \"add\", \"parameters\": {arguments}}}"),
+        ),
+        (
+            ToolFormat::Hermes,
+            format!("<tool_call>\n{{\"name\": \"add\", \"arguments\": {arguments}}}\n</tool_call>"),
+        ),
+        (
+            ToolFormat::Mistral,
+            format!("[TOOL_CALLS][{{\"name\": \"add\", \"arguments\": {arguments}}}]"),
+        ),
+    ] {
+        let message =
+            json!({"role": "assistant", "content": null, "tool_calls": [call(arguments)]});
+        let told = placed(CallsAs::Content, format, message);
+        assert_eq!(told, json!({"role": "assistant", "content": expected}));
+        // And is read again.
+        super::says(format, &expected, "", &[("add", arguments)]);
+    }
+    let arguments = "{\"a\": [1, true, null], \"b\": {\"c\": \"'d'\"}}";
+    let python = "[add(a=[1, True, None], b={\"c\": \"'d'\"})]";
+    let message = json!({"content": "So:", "tool_calls": [call(arguments), call("{}")]});
+    let told = placed(CallsAs::Content, ToolFormat::Pythonic, message);
+    assert_eq!(told, json!({"content": format!("So:\n{python}\n[add()]")}));
+    super::says(ToolFormat::Pythonic, python, "", &[("add", arguments)]);
 }
