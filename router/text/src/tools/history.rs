@@ -30,8 +30,8 @@ impl CallsAs {
     /// whose arguments are an object. A template that takes both gets the text, so that it repeats
     /// the model's own tokens.
     pub(super) fn of_template(template: &ChatTemplate) -> Self {
-        let as_text = rendered(template, PROBE.into());
-        let as_object = rendered(template, json!({PROBE_KEY: "1"}));
+        let as_text = rendered(template, &PROBE.into());
+        let as_object = rendered(template, &json!({PROBE_KEY: "1"}));
         match (as_text, as_object) {
             (Ok(text), _) if text.contains(PROBE) => Self::Text,
             (Ok(text), Ok(object)) if !shows(&text) && !shows(&object) => Self::Content,
@@ -107,7 +107,7 @@ pub(super) fn shows_tools(template: &ChatTemplate) -> bool {
 }
 
 /// A conversation with a call in it.
-fn rendered(template: &ChatTemplate, arguments: Value) -> Result<String, TemplateError> {
+fn rendered(template: &ChatTemplate, arguments: &Value) -> Result<String, TemplateError> {
     let function = json!({"name": PROBE_TOOL, "arguments": arguments});
     let call = json!({"id": "abcdefghi", "type": "function", "function": function});
     let messages = json!([
