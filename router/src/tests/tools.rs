@@ -358,6 +358,18 @@ async fn a_marker_that_is_a_special_token_is_seen_and_not_shown() {
     assert_eq!(reply["choices"][0]["message"]["content"], "ab");
 }
 
+#[tokio::test]
+async fn an_answer_that_is_a_text_keeps_its_calls() {
+    let stack = qwen();
+    stack.script.push(said(CALL));
+    let body = json!({"instances": [asked(&json!({}))]});
+    let reply = stack.post("/vertex", &body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["predictions"], json!([CALL]));
+    let prompt = stack.script.log().requests[0].prompt().len();
+    assert!(prompt > 300, "the tools are in the prompt: {prompt} bytes");
+}
+
 /// What a conversation becomes.
 async fn rendered(stack: &Stack, body: &Value) -> String {
     let reply = stack.post("/chat_tokenize", body).await;

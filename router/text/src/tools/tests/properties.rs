@@ -95,6 +95,10 @@ proptest! {
             if whole.calls.is_empty() {
                 prop_assert_eq!(&whole.content, &text, "{:?}", format);
             }
+            // Content is the text without some of it, in order.
+            let mut rest = text.chars();
+            let in_order = whole.content.chars().all(|c| rest.any(|other| other == c));
+            prop_assert!(in_order, "{:?}: {:?}", format, whole.content);
         }
     }
 
