@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,37 @@ def test_manifests_are_what_kubernetes_understands() -> None:
     output = run("kubernetes", "kubernetes-validate", "--strict", *manifests)
     kinds = re.findall(r"passed for resource (\w+)/", output)
     assert sorted(kinds) == ["deployment", "persistentvolumeclaim", "service"]
+
+
+class Transcripts(BaseHTTPRequestHandler):
+    """Answers any chat with the calls that the router's own tests wrote down."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind, name = "application/json", "tools.json"
+        if body.get("stream"):
+            kind, name = "text/event-stream", "tools.sse"
+        text = (ROOT / "router" / "src" / "tests" / "golden" / name).read_text()
+        # The transcripts have letters for what differs from run to run.
+        answer = text.replace('"created":N', '"created":1').encode()
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+
+def test_clients_read_calls_of_tools() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Transcripts)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        output = run("openai", "python", str(SCRIPTS / "client_tools.py"), url)
+    finally:
+        server.shutdown()
+        server.server_close()
+    promises = "openai_whole openai_streamed hub_whole hub_streamed"
+    assert output.split("\n")[:-1] == [f"ok {promise}" for promise in promises.split()]
 
 
 def without_widths(schema: Any) -> Any:

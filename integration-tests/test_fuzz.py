@@ -18,7 +18,7 @@ SEED = 20260101
 BODIES_PER_ROUTE = 300
 REQUESTS = 400
 # Answers are short and the pool is small, so that what is not given back is missed soon.
-FLAGS = ("--dtype", "float32", "--threads", "1", "--max-total-tokens", "80")
+FLAGS = ("--dtype", "float32", "--threads", "1", "--max-total-tokens", "120")
 POOL = ("--kv-memory", "4000000", "--max-concurrent-requests", "16")
 SETTLE_SECONDS_MAX = 20.0
 # An unfinished request is not answered.
@@ -79,6 +79,13 @@ CHAT = OPENAI | {
     "response_format": {"type": "text"},
     "chat_template_kwargs": {"enable_thinking": False},
 }
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+TOOLS = CHAT | {
+    "tools": [TOOL, {"function": {"name": "go", "arguments": {}, "description": "goes"}}],
+    "tool_choice": {"type": "function", "function": {"name": "look"}},
+    "tool_prompt": "look first",
+    "parallel_tool_calls": False,
+}
 COMPLETION = OPENAI | {"prompt": ["a river", "a lake"], "logprobs": 2}
 ROUTES: list[tuple[str, dict[str, Any]]] = [
     ("/", GENERATE | {"stream": False}),
@@ -87,6 +94,7 @@ ROUTES: list[tuple[str, dict[str, Any]]] = [
     ("/generate_stream", GENERATE),
     ("/tokenize", GENERATE),
     ("/chat_tokenize", CHAT),
+    ("/chat_tokenize", TOOLS),
     ("/v1/completions", COMPLETION),
     ("/v1/completions", COMPLETION | {"stream": True}),
     ("/v1/chat/completions", CHAT),

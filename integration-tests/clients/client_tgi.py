@@ -93,7 +93,8 @@ def errors(client: Client) -> None:
     for names, call in calls:
         assert names in str(refused(ValidationError, call))
     tools = [{"type": "function", "function": {"name": "f"}}]
-    assert "tools" in str(refused(UnknownError, lambda: client.chat(messages=CHAT, tools=tools)))
+    call = lambda: client.chat(messages=CHAT, tools=tools, tool_choice="g")  # noqa: E731
+    assert "`tool_choice` names" in str(refused(UnknownError, call))
 
 
 def concurrent(client: AsyncClient) -> None:

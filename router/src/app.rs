@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use headrace_config::Serve;
 use headrace_engine::{EngineState, Facts, TokenId};
-use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
+use headrace_text::{ChatTemplate, EncodePool, Tokenizer, ToolStyle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
@@ -36,6 +36,7 @@ pub(crate) struct App {
 pub(crate) struct Text {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
+    pub(crate) tools: ToolStyle,
     pub(crate) pool: EncodePool,
     pub(crate) ending: Vec<TokenId>,
 }

@@ -80,10 +80,27 @@ pub(crate) enum Overload {
 }
 
 /// Why tools are refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ToolRefusal {
-    #[error("`tools` is not supported yet; leave it out or set `tool_choice` to \"none\"")]
-    Unsupported,
+    #[error("`tools` has {given} entries; at most {max} are allowed")]
+    Count { given: usize, max: usize },
+    #[error("`tools[{index}].function.name` must be a string of 1 to {max} bytes")]
+    Name { index: usize, max: usize },
+    #[error(
+        "`tool_choice` must be \"auto\", \"none\", \"required\", a function's name or \
+         {{\"type\": \"function\", \"function\": {{\"name\": …}}}}"
+    )]
+    Choice,
+    #[error("`tool_choice` is \"required\" and `tools` is empty")]
+    NothingToCall,
+    #[error("`tool_choice` names {name:?}, which is none of `tools`")]
+    UnknownFunction { name: String },
+    #[error(
+        "`tool_choice` asks for a call; this server looks for none (`--tool-call-parser none`)"
+    )]
+    NoParser,
+    #[error("`response_format` and `tools` exclude each other")]
+    Format,
 }
 
 /// What ended a sequence that should have gone on.

@@ -10,6 +10,7 @@ use headrace_text::Encoding;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::app::{App, Ready, Text};
+use crate::calls::ToolRules;
 use crate::error::{ApiError, Invalid, Overload};
 use crate::meter::{Clock, Meter};
 use crate::respond::{Manner, Respond, Rules};
@@ -24,6 +25,8 @@ pub(crate) struct Intake {
     permits: OwnedSemaphorePermit,
     received: Instant,
     manner: Manner,
+    /// The tools whose calls are looked for.
+    pub(crate) tools: Option<ToolRules>,
 }
 
 /// What is to be continued.
@@ -59,6 +62,7 @@ impl Intake {
             permits,
             received,
             manner,
+            tools: None,
         })
     }
 
@@ -120,6 +124,7 @@ impl Intake {
             manner: self.manner,
             stop: self.checked.stop.clone(),
             ignore_eos: self.checked.ignore_eos,
+            tools: self.tools.clone(),
         };
         let text = Arc::clone(&self.ready.text);
         Ok(Respond::new(source, request, rules, text, meter))

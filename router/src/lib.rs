@@ -10,6 +10,7 @@ mod answer;
 mod app;
 mod backend;
 mod body;
+mod calls;
 mod cloud;
 mod docs;
 mod error;

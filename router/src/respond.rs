@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use headrace_engine::{FinishReason, PromptToken, Request, SampledToken, TokenEvent, TokenId};
-use headrace_text::{Detokenizer, SpecialTokens, StopDetector, StopMatcher, StopPlace};
+use headrace_text::{Detokenizer, SpecialTokens, StopDetector, StopMatcher, StopPlace, ToolEvent};
 
 use crate::app::Text;
 use crate::backend::Source;
+use crate::calls::{Calls, ToolRules};
 use crate::error::{ApiError, Fault};
 use crate::meter::Meter;
 
@@ -31,6 +32,8 @@ pub(crate) enum Finish {
     Length,
     EosToken,
     StopSequence,
+    /// The model called tools, and its last call is whole.
+    ToolCalls,
 }
 
 /// One token, with the text that it releases.
@@ -39,6 +42,8 @@ pub(crate) struct Piece {
     pub(crate) id: u32,
     /// `Manner::Tgi`: the token's own text. Otherwise: text that may be shown now.
     pub(crate) text: String,
+    /// Where calls of tools are looked for: what is known now, this text included.
+    pub(crate) events: Vec<ToolEvent>,
     pub(crate) logprob: f32,
     pub(crate) special: bool,
     /// Alternatives asked for, best first.
@@ -54,6 +59,8 @@ pub(crate) struct Rules {
     pub(crate) stop: Vec<String>,
     /// Ending ids are tokens like others.
     pub(crate) ignore_eos: bool,
+    /// The tools whose calls are looked for.
+    pub(crate) tools: Option<ToolRules>,
 }
 
 /// How stop strings are looked for.
@@ -76,6 +83,7 @@ pub(crate) struct Respond {
     rules: Rules,
     detokenizer: Detokenizer,
     stops: Stops,
+    calls: Option<Calls>,
     ids: Vec<u32>,
     prompt_tokens: Vec<PromptToken>,
     /// The last token; it is told when the driver has said why it is the last.
@@ -106,6 +114,7 @@ impl Finish {
             Self::Length => "length",
             Self::EosToken => "eos_token",
             Self::StopSequence => "stop_sequence",
+            Self::ToolCalls => "tool_calls",
         }
     }
 
@@ -113,7 +122,7 @@ impl Finish {
     pub(crate) fn as_openai(self) -> &'static str {
         match self {
             Self::EosToken => "stop",
-            Self::Length | Self::StopSequence => self.as_tgi(),
+            Self::Length | Self::StopSequence | Self::ToolCalls => self.as_tgi(),
         }
     }
 }
@@ -132,6 +141,10 @@ impl Respond {
             meter,
             detokenizer: detokenizer(rules.manner, &text, &request),
             stops: Stops::new(&rules),
+            calls: rules
+                .tools
+                .as_ref()
+                .and_then(|tools| tools.calls(&text.tools)),
             text,
             request,
             source,
@@ -228,11 +241,14 @@ impl Respond {
             text.push_str(&self.detokenizer.finish());
         }
         self.match_stops(id, special, last, &mut text);
-        let stopped = self.stopped.is_some() && !last;
-        let finish = stopped.then_some(Finish::StopSequence);
+        let events = self.find_calls(id, last, &mut text);
+        let is_over = self.stopped.is_some() || self.calls.as_ref().is_some_and(Calls::is_over);
+        let stopped = is_over && !last;
+        let finish = stopped.then(|| self.told(Finish::StopSequence));
         let piece = Piece {
             id,
             text,
+            events,
             logprob: token.logprob,
             special,
             top: token.top,
@@ -269,10 +285,33 @@ impl Respond {
         }
     }
 
+    /// Leaves in `text` what is no call.
+    fn find_calls(&mut self, id: u32, last: bool, text: &mut String) -> Vec<ToolEvent> {
+        let Some(calls) = &mut self.calls else {
+            return Vec::new();
+        };
+        let is_over = last || self.stopped.is_some();
+        let marker = self.text.tools.marker(id);
+        if let (Some(_), Stops::Hidden(matcher)) = (marker, &mut self.stops) {
+            // A stop string does not reach over it.
+            text.push_str(&matcher.flush());
+        }
+        calls.take(text, marker, is_over)
+    }
+
+    /// Why the sequence ended, as it is told.
+    fn told(&self, finish: Finish) -> Finish {
+        let is_called = self.calls.as_ref().is_some_and(Calls::are_whole);
+        match finish {
+            Finish::EosToken | Finish::StopSequence if is_called => Finish::ToolCalls,
+            Finish::EosToken | Finish::StopSequence | Finish::Length | Finish::ToolCalls => finish,
+        }
+    }
+
     fn end(&mut self, reason: FinishReason) -> Result<Piece, ApiError> {
         let finish = Finish::of(reason).map_err(ApiError::Generation)?;
         let mut piece = self.held.take().ok_or(ApiError::Incomplete)?;
-        piece.finish = Some(finish);
+        piece.finish = Some(self.told(finish));
         Ok(piece)
     }
 }

@@ -11,7 +11,7 @@ use headrace_config::{Serve, without_secrets};
 use headrace_engine::{
     EngineConfig, EngineError, EngineHandle, EngineState, Record, TokenId, start as start_engine,
 };
-use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
+use headrace_text::{ChatTemplate, EncodePool, Tokenizer, ToolFormat, ToolStyle};
 use prometheus::Registry;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +46,8 @@ enum RunError {
     Tokenizer(#[from] headrace_text::LoadError),
     #[error("{0}")]
     Template(#[from] headrace_text::TemplateError),
+    #[error("{0}")]
+    ToolParser(#[from] headrace_text::UnknownParser),
     #[error("loading the tokenizer panicked")]
     LoadPanicked,
     #[error("{0}")]
@@ -176,10 +178,19 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
     let model = &serve.model;
     let tokenizer = Arc::new(Tokenizer::load(&model.path)?);
     let template = ChatTemplate::load(&model.path, model.tokenizer_config_path.as_deref())?;
+    let asked = model.tool_call_parser.parse()?;
+    let tools = ToolStyle::decide(template.as_ref(), &tokenizer, asked);
+    tracing::info!(
+        parser = tools.format.map_or("none", ToolFormat::name),
+        template_shows_tools = tools.shows_tools,
+        earlier_calls = ?tools.calls,
+        "Tools"
+    );
     let requests = &serve.requests;
     let queue_max = requests.max_concurrent_requests.max(1);
     Ok(Text {
         template,
+        tools,
         pool: EncodePool::new(
             Arc::clone(&tokenizer),
             requests.validation_workers,

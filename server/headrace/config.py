@@ -44,6 +44,7 @@ class Model:
     path: Path
     load_format: str
     tokenizer_config_path: Path | None
+    tool_call_parser: str
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def example() -> dict[str, Any]:
             "path": "/models/some",
             "load_format": "auto",
             "tokenizer_config_path": None,
+            "tool_call_parser": "auto",
         },
         "device": {
             "kind": "auto",

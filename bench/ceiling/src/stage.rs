@@ -156,6 +156,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             path: folder.into(),
             load_format: "dummy".into(),
             tokenizer_config_path: None,
+            tool_call_parser: "auto".into(),
         },
         device: config::Device {
             kind: "cpu".into(),

@@ -104,6 +104,10 @@ pub struct ModelArgs {
     /// Where weights come from: dummy makes random ones of the right shapes, to measure speed
     #[arg(long, env = "HEADRACE_LOAD_FORMAT", value_name = "auto|dummy", hide_possible_values = true, value_enum, default_value_t = LoadFormat::Auto)]
     pub load_format: LoadFormat,
+    /// Format that the model writes calls of tools in; auto asks its chat template, none leaves
+    /// them in the text
+    #[arg(long, env = "HEADRACE_TOOL_CALL_PARSER", value_name = "auto|llama3-json|pythonic|hermes|mistral|json|none", hide_possible_values = true, value_enum, default_value_t = ToolCallParser::Auto)]
+    pub tool_call_parser: ToolCallParser,
 }
 
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -354,6 +358,17 @@ pub enum Dtype {
 pub enum LoadFormat {
     Auto,
     Dummy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ToolCallParser {
+    Auto,
+    Llama3Json,
+    Pythonic,
+    Hermes,
+    Mistral,
+    Json,
+    None,
 }
 
 // === impl Typed ===

@@ -57,6 +57,8 @@ pub struct Model {
     pub load_format: String,
     /// Replaces the folder's `tokenizer_config.json`, when given.
     pub tokenizer_config_path: Option<PathBuf>,
+    /// `auto`, the name of a format of tool calls, or `none`.
+    pub tool_call_parser: String,
 }
 
 /// What it runs on and in which precision.

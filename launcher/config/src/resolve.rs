@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{DeviceKind, Dtype, LoadFormat, Typed};
+use crate::cli::{DeviceKind, Dtype, LoadFormat, ToolCallParser, Typed};
 use crate::machine::Machine;
 use crate::{Device, Engine, Http, Model, Requests, Serve, Telemetry};
 
@@ -245,6 +245,15 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
         LoadFormat::Auto => "auto",
         LoadFormat::Dummy => "dummy",
     };
+    let tool_call_parser = match model.tool_call_parser {
+        ToolCallParser::Auto => "auto",
+        ToolCallParser::Llama3Json => "llama3-json",
+        ToolCallParser::Pythonic => "pythonic",
+        ToolCallParser::Hermes => "hermes",
+        ToolCallParser::Mistral => "mistral",
+        ToolCallParser::Json => "json",
+        ToolCallParser::None => "none",
+    };
     Ok(Model {
         id: model
             .model_id
@@ -255,6 +264,7 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
         path: PathBuf::new(),
         load_format: load_format.to_owned(),
         tokenizer_config_path: model.tokenizer_config_path.clone(),
+        tool_call_parser: tool_call_parser.to_owned(),
     })
 }
 

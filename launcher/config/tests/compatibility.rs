@@ -154,6 +154,7 @@ fn every_test_that_is_named_exists() {
         ("Validation", 1),
         ("Errors", 3),
         ("Streams and headers", 1),
+        ("Tools", 1),
     ] {
         for row in rows(heading) {
             let status = row[column];

@@ -122,6 +122,8 @@ fn a_flag_means_what_it_says() {
         --model-id a/b | /model/id | "a/b"
         --revision refs/pr/1 | /model/revision | "refs/pr/1"
         --load-format dummy | /model/load_format | "dummy"
+        --tool-call-parser llama3-json | /model/tool_call_parser | "llama3-json"
+        --tool-call-parser none | /model/tool_call_parser | "none"
         -p 8080 | /http/port | 8080
         -g 5 | /http/drain_deadline_ms | 5000
         --hostname ::1 | /http/hostname | "::1"

@@ -7,15 +7,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
-use headrace_text::ChatInput;
+use headrace_text::{ChatInput, ToolEvent};
 use serde_json::{Map, Value};
 
 use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
 use crate::app::{App, Text};
 use crate::body::JsonBody;
-use crate::error::{ApiError, Invalid, ToolRefusal};
+use crate::error::{ApiError, Invalid};
 use crate::intake::{Intake, Prompt};
+use crate::openai::calls::{call_delta, calls};
 use crate::openai::shared::{Head, UsageSum, failure, joined, sequences};
+use crate::openai::tools::Tools;
 use crate::openai::wire::{
     AssistantMessage, ChatChoice, ChatChunk, ChatCompletion, ChatLogprob, ChatLogprobs,
     ChatRequest, ChunkChoice, Content, Delta, Message, TopLogprob, Usage,
@@ -50,14 +52,16 @@ pub(crate) async fn chat(
     JsonBody(mut body): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
-    let ask = ask(&mut body)?;
+    let tools = Tools::take(&mut body).map_err(ApiError::Tool)?;
+    let ask = ask(&app, &mut body, tools.as_ref())?;
     let copies = sequences(&app, 1, body.n)?;
     let logprobs = body.logprobs.unwrap_or(false);
     let head = Head::new(&app, "chatcmpl", body.model.as_deref());
-    let intake = Intake::open(&app, Manner::Chat, copies, ask)?;
+    let mut intake = Intake::open(&app, Manner::Chat, copies, ask)?;
+    intake.tools = tools.as_ref().map(Tools::rules);
     let stream = body.stream.unwrap_or(false);
     let options = body.stream_options.take().unwrap_or_default();
-    let (characters, prompt) = prompt(&intake.ready.text, body)?;
+    let (characters, prompt) = prompt(&intake.ready.text, body, tools)?;
     let responds = intake.submit(vec![prompt], copies).await?;
     if stream {
         let headers = compute_headers(&app, characters);
@@ -69,33 +73,45 @@ pub(crate) async fn chat(
     Ok((headers, Json(completion(head, &answers, logprobs))).into_response())
 }
 
-/// Characters of the prompt, and one answer that is not streamed.
+/// Characters of the prompt, and one answer that is not streamed. It is a text, calls of tools
+/// included.
 pub(crate) async fn whole(
     app: &Arc<App>,
     mut body: ChatRequest,
 ) -> Result<(usize, Vec<Answer>), ApiError> {
-    let ask = ask(&mut body)?;
+    let tools = Tools::take(&mut body).map_err(ApiError::Tool)?;
+    let ask = ask(app, &mut body, tools.as_ref())?;
     let intake = Intake::open(app, Manner::Chat, 1, ask)?;
-    let (characters, prompt) = prompt(&intake.ready.text, body)?;
+    let (characters, prompt) = prompt(&intake.ready.text, body, tools)?;
     let responds = intake.submit(vec![prompt], 1).await?;
     Ok((characters, Answer::collect_all(responds).await?))
 }
 
-/// The prompt of a conversation.
-pub(crate) fn render(text: &Text, body: ChatRequest) -> Result<String, ApiError> {
+/// The prompt of a conversation, which may use tools.
+pub(crate) fn render(
+    text: &Text,
+    body: ChatRequest,
+    tools: Option<Tools>,
+) -> Result<String, ApiError> {
     if body.messages.is_empty() {
         return Err(Invalid::Empty { field: "messages" }.into());
     }
     let template = text.template.as_ref().ok_or(ApiError::NoTemplate)?;
     // An answer that has begun is gone on with.
     let goes_on = body.messages.last().is_some_and(|message| {
-        message.role == ROLE && message.content.is_some() && message.tool_calls.is_none()
+        message.role == ROLE && message.content.is_some() && !message.has_calls()
     });
     let messages = body.messages.into_iter().enumerate();
-    let messages = messages.map(|(index, message)| flat(index, message));
+    let messages = messages.map(|(index, message)| flat(index, message, text));
+    let mut messages = messages.collect::<Result<Vec<_>, _>>()?;
+    if let Some(tools) = &tools {
+        tell_tools(&mut messages, text, tools);
+    }
     let input = ChatInput {
-        messages: Value::Array(messages.collect::<Result<_, _>>()?),
-        tools: None,
+        messages: messages.into_iter().map(Value::Object).collect(),
+        tools: tools
+            .filter(|_| text.tools.shows_tools)
+            .map(|tools| tools.list.into()),
         add_generation_prompt: !goes_on,
         continue_final_message: goes_on,
         documents: None,
@@ -107,8 +123,20 @@ pub(crate) fn render(text: &Text, body: ChatRequest) -> Result<String, ApiError>
 // === impl ChatFrames ===
 
 impl ChatFrames {
-    fn write(&self, choices: &[ChunkChoice<'_>], usage: Option<Usage>, out: &mut BytesMut) {
-        chunk(&self.head, choices, usage, out);
+    fn write(
+        &self,
+        delta: Delta<'_>,
+        logprobs: Option<ChatLogprobs>,
+        finish: Option<Finish>,
+        out: &mut BytesMut,
+    ) {
+        let choice = ChunkChoice {
+            index: self.index,
+            delta,
+            logprobs,
+            finish_reason: finish.map(Finish::as_openai),
+        };
+        chunk(&self.head, &[choice], None, out);
     }
 }
 
@@ -116,22 +144,23 @@ impl Frames for ChatFrames {
     fn piece(&mut self, piece: &Piece, respond: &Respond, out: &mut BytesMut) {
         if piece.finish.is_some() {
             self.usage.add(respond.meter.generated);
-        } else if piece.text.is_empty() && !self.logprobs {
-            return;
         }
-        let logprobs = self.logprobs.then(|| ChatLogprobs {
+        let mut logprobs = self.logprobs.then(|| ChatLogprobs {
             content: vec![logprob(&respond.text, piece)],
         });
-        let choice = ChunkChoice {
-            index: self.index,
-            delta: Delta {
-                role: ROLE,
-                content: &piece.text,
-            },
-            logprobs,
-            finish_reason: piece.finish.map(Finish::as_openai),
+        let deltas = piece.events.iter();
+        for delta in deltas.filter_map(|event| event_delta(event, respond)) {
+            self.write(delta, logprobs.take(), None, out);
+        }
+        // With events there is no text but theirs.
+        let text = if piece.events.is_empty() {
+            piece.text.as_str()
+        } else {
+            ""
         };
-        self.write(&[choice], None, out);
+        if piece.finish.is_some() || !text.is_empty() || logprobs.is_some() {
+            self.write(content_delta(text), logprobs, piece.finish, out);
+        }
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut BytesMut) {
@@ -141,19 +170,19 @@ impl Frames for ChatFrames {
 
 // === free functions ===
 
-fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
-    let has_tools = body.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-    let wants_none = body
-        .tool_choice
-        .as_ref()
-        .is_some_and(|choice| choice == "none");
-    if has_tools && !wants_none {
-        return Err(ApiError::Tool(ToolRefusal::Unsupported));
-    }
-    let grammar = body
+fn ask(app: &App, body: &mut ChatRequest, tools: Option<&Tools>) -> Result<Ask, ApiError> {
+    let format = body
         .response_format
         .as_ref()
         .filter(|format| format.kind != "text");
+    // Before the model is loaded nothing is asked of it.
+    let calls = match (tools, app.text.get()) {
+        (Some(tools), Some(text)) => tools.constraint(&text.tools).map_err(ApiError::Tool)?,
+        (None, _) | (_, None) => None,
+    };
+    let grammar = format
+        .map(|_| "response_format")
+        .or(calls.map(|_| "tool_choice"));
     Ok(Ask {
         tokens_max: body.max_completion_tokens.or(body.max_tokens),
         top_n: body.top_logprobs,
@@ -162,14 +191,18 @@ fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
             tokens_max: "max_tokens",
             top_n: "top_logprobs",
         },
-        grammar: grammar.map(|_| "response_format"),
+        grammar,
         ..body.ask()
     })
 }
 
 /// What a conversation is continued from, and how many characters it has.
-fn prompt(text: &Text, body: ChatRequest) -> Result<(usize, Prompt), ApiError> {
-    let text = render(text, body)?;
+fn prompt(
+    text: &Text,
+    body: ChatRequest,
+    tools: Option<Tools>,
+) -> Result<(usize, Prompt), ApiError> {
+    let text = render(text, body, tools)?;
     let characters = text.chars().count();
     let add_special_tokens = false; // The template has put them.
     Ok((
@@ -181,8 +214,8 @@ fn prompt(text: &Text, body: ChatRequest) -> Result<(usize, Prompt), ApiError> {
     ))
 }
 
-/// A message as templates know it: its content is one text.
-fn flat(index: usize, message: Message) -> Result<Value, Invalid> {
+/// A message as templates know it: its content is one text, its calls as the template wants them.
+fn flat(index: usize, message: Message, text: &Text) -> Result<Map<String, Value>, Invalid> {
     let content = match message.content {
         None => Value::Null,
         Some(Content::Text(text)) => Value::String(text),
@@ -219,7 +252,44 @@ fn flat(index: usize, message: Message) -> Result<Value, Invalid> {
             object.insert(key.to_owned(), value);
         }
     }
-    Ok(Value::Object(object))
+    text.tools.place_calls(&mut object);
+    Ok(object)
+}
+
+/// Puts what is to be said of tools besides the template into the last message that is not the
+/// model's own.
+fn tell_tools(messages: &mut [Map<String, Value>], text: &Text, tools: &Tools) {
+    let prompt = tools.prompt.as_deref();
+    let Some(more) = text.tools.tools_text(&tools.list, prompt) else {
+        return;
+    };
+    let others = |message: &Map<String, Value>| message["role"] != ROLE;
+    let last = messages.iter().rposition(others);
+    let last = last.or(messages.len().checked_sub(1));
+    if let Some(content) = last.and_then(|last| messages[last].get_mut("content")) {
+        let before = content.as_str().unwrap_or_default();
+        *content = Value::String(format!("{before}{more}"));
+    }
+}
+
+fn content_delta(text: &str) -> Delta<'_> {
+    Delta {
+        role: ROLE,
+        content: Some(text),
+        tool_calls: None,
+    }
+}
+
+fn event_delta<'a>(event: &'a ToolEvent, respond: &Respond) -> Option<Delta<'a>> {
+    if let ToolEvent::Content(text) = event {
+        return Some(content_delta(text));
+    }
+    let call = call_delta(event, respond.text.tools.format)?;
+    Some(Delta {
+        role: ROLE,
+        content: None,
+        tool_calls: Some([call]),
+    })
 }
 
 fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool, tells_usage: bool) -> Response {
@@ -271,10 +341,7 @@ fn completion(head: Head, answers: &[Answer], logprobs: bool) -> ChatCompletion 
         .sum();
     let choice = |(index, answer): (usize, &Answer)| ChatChoice {
         index,
-        message: AssistantMessage {
-            role: ROLE,
-            content: answer.shown_text(),
-        },
+        message: message(answer),
         logprobs: logprobs.then(|| {
             let pieces = answer.pieces.iter();
             let text = &answer.respond.text;
@@ -292,6 +359,16 @@ fn completion(head: Head, answers: &[Answer], logprobs: bool) -> ChatCompletion 
         system_fingerprint: head.fingerprint,
         choices: answers.iter().enumerate().map(choice).collect(),
         usage: Usage::new(prompt, completion),
+    }
+}
+
+fn message(answer: &Answer) -> AssistantMessage {
+    let tool_calls = calls(&answer.pieces, answer.respond.text.tools.format);
+    let text = answer.shown_text();
+    AssistantMessage {
+        role: ROLE,
+        content: (tool_calls.is_empty() || !text.is_empty()).then_some(text),
+        tool_calls,
     }
 }
 

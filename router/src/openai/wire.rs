@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::intake::Prompt;
+use crate::openai::calls::{ToolCall, ToolCallDelta};
 use crate::validate::Ask;
 
 /// Writes out the fields that both routes share, because `flatten` would lose the name of a field
@@ -113,10 +114,15 @@ request! {
         stream: Option<bool>,
         /// What a stream tells besides text.
         stream_options: Option<StreamOptions>,
-        /// Not supported yet, unless empty.
+        /// Functions that the model may call: `{"type": "function", "function": {"name", …}}`.
         tools: Option<Vec<Value>>,
-        /// `none` makes `tools` harmless.
+        /// `auto`, `none`, `required`, a function's name, or
+        /// `{"type": "function", "function": {"name": …}}`.
         tool_choice: Option<Value>,
+        /// What the model is told about tools besides what its template says.
+        tool_prompt: Option<String>,
+        /// False ends the answer with its first call.
+        parallel_tool_calls: Option<bool>,
         /// Only the type `text` is supported yet.
         response_format: Option<ResponseFormat>,
         /// Further variables of the chat template.
@@ -252,7 +258,7 @@ pub(crate) struct ChatChoice {
     pub(crate) index: usize,
     pub(crate) message: AssistantMessage,
     pub(crate) logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length` or `stop_sequence`.
+    /// `stop`, `length`, `stop_sequence` or `tool_calls`.
     pub(crate) finish_reason: &'static str,
 }
 
@@ -261,7 +267,11 @@ pub(crate) struct ChatChoice {
 pub(crate) struct AssistantMessage {
     /// `assistant`.
     pub(crate) role: &'static str,
-    pub(crate) content: String,
+    /// Null where there are only calls.
+    pub(crate) content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub(crate) tool_calls: Vec<ToolCall>,
 }
 
 /// Log-probabilities of an answer.
@@ -306,17 +316,23 @@ pub(crate) struct ChatChunk<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ChunkChoice<'a> {
     pub(crate) index: usize,
-    #[schema(value_type = AssistantMessage)]
+    #[schema(value_type = Delta)]
     pub(crate) delta: Delta<'a>,
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
 }
 
-/// Text to be appended.
-#[derive(Debug, Serialize)]
+/// Text to be appended, or a part of a call.
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Delta<'a> {
+    /// `assistant`.
     pub(crate) role: &'static str,
-    pub(crate) content: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(crate) content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<ToolCallDelta>, required = false, nullable = false)]
+    pub(crate) tool_calls: Option<[ToolCallDelta<'a>; 1]>,
 }
 
 /// Answer of `/v1/completions`; with `usage` the last event of its streams, without the others.
@@ -418,6 +434,17 @@ pub(crate) struct Model {
     pub(crate) object: &'static str,
     pub(crate) created: u64,
     pub(crate) owned_by: String,
+}
+
+// === impl Message ===
+
+impl Message {
+    /// Some clients send an empty list where there are none.
+    pub(crate) fn has_calls(&self) -> bool {
+        self.tool_calls
+            .as_ref()
+            .is_some_and(|calls| !calls.is_empty())
+    }
 }
 
 // === impl TextOrTexts ===

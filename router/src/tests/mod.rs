@@ -12,6 +12,7 @@ mod malformed;
 mod parameters;
 mod routes;
 pub(crate) mod script;
+mod tools;
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use headrace_engine::{
     BlockSize, Blocks, Describe, EngineState, Facts, FinishReason, Limits, SampledToken,
     TokenEvent, TokenId, Tokens,
 };
-use headrace_text::{ChatTemplate, EncodePool, Tokenizer};
+use headrace_text::{ChatTemplate, EncodePool, ParserAsked, Tokenizer, ToolStyle};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -36,6 +37,8 @@ use script::{Script, Wakes};
 const END: u32 = 258;
 /// ` world` as one token.
 const WORLD: u32 = 256;
+/// A special token that templates may name.
+const THIRD: u32 = 259;
 const VOCAB: u32 = 260;
 
 /// A server and its engine.
@@ -60,13 +63,18 @@ impl Stack {
 
     /// A server with other knobs.
     fn with(change: impl FnOnce(&mut Serve)) -> Self {
+        Self::of(text(), change)
+    }
+
+    /// A server of another model.
+    fn of(text: Text, change: impl FnOnce(&mut Serve)) -> Self {
         let mut serve = serve();
         change(&mut serve);
         let script = Script::new(ready());
         let metrics = Arc::new(Metrics::new(Registry::new()));
         metrics.set_limits(64, 128);
         let app = Arc::new(App::new(serve, Backend::Script(script.clone()), metrics));
-        app.text.set(Arc::new(text())).unwrap();
+        app.text.set(Arc::new(text)).unwrap();
         Self { app, script }
     }
 
@@ -146,7 +154,8 @@ fn token(id: u32) -> TokenEvent {
 fn serve() -> Serve {
     let value = json!({
         "model": {"id": "org/tiny", "revision": null, "sha": "abc", "path": "/nowhere",
-            "load_format": "auto", "tokenizer_config_path": null},
+            "load_format": "auto", "tokenizer_config_path": null,
+            "tool_call_parser": "auto"},
         "device": {"kind": "cpu", "dtype": "float32", "kv_dtype": "", "memory_fraction": 0.0,
             "kv_bytes_max": 0, "threads": 1, "reference_ops": false},
         "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,
@@ -202,6 +211,13 @@ fn ready() -> EngineState {
 
 /// One token a byte, ids as the bytes; three special tokens, and one of several letters.
 fn text() -> Text {
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\
+                    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
+    text_of(template, "<|third|>")
+}
+
+/// The same with another template, and what the third special token is called.
+fn text_of(template: &str, third: &str) -> Text {
     let mut vocab: serde_json::Map<String, Value> = (0..=255_u8)
         .map(|byte| (byte_letter(byte).to_string(), byte.into()))
         .collect();
@@ -212,7 +228,8 @@ fn text() -> Text {
     };
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [special(257, "<|im_start|>"), special(END, "<|im_end|>")],
+        "added_tokens": [special(257, "<|im_start|>"), special(END, "<|im_end|>"),
+            special(THIRD, third)],
         "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
             "use_regex": false},
@@ -224,10 +241,10 @@ fn text() -> Text {
             "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": []},
     });
     let tokenizer = Arc::new(Tokenizer::from_json(tokenizer.to_string().as_bytes()).unwrap());
-    let template = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\
-                    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
+    let template = ChatTemplate::from_source(template).unwrap();
     Text {
-        template: Some(ChatTemplate::from_source(template).unwrap()),
+        tools: ToolStyle::decide(Some(&template), &tokenizer, ParserAsked::Auto),
+        template: Some(template),
         pool: EncodePool::new(Arc::clone(&tokenizer), 1, 8),
         ending: vec![TokenId(END)],
         tokenizer,

@@ -10,6 +10,7 @@ use crate::body::JsonBody;
 use crate::error::{ApiError, Invalid, Unready};
 use crate::intake::encode;
 use crate::openai::chat::render;
+use crate::openai::tools::Tools;
 use crate::openai::wire::ChatRequest;
 use crate::tgi::wire::{ChatTokenizeResponse, GenerateRequest, SimpleToken};
 
@@ -39,10 +40,11 @@ pub(crate) async fn tokenize(
 )]
 pub(crate) async fn chat_tokenize(
     State(app): State<Arc<App>>,
-    JsonBody(body): JsonBody<ChatRequest>,
+    JsonBody(mut body): JsonBody<ChatRequest>,
 ) -> Result<Json<ChatTokenizeResponse>, ApiError> {
     let text = loaded(&app)?;
-    let templated_text = render(text, body)?;
+    let tools = Tools::take(&mut body).map_err(ApiError::Tool)?;
+    let templated_text = render(text, body, tools)?;
     let tokenize_response = tokens(text, templated_text.clone(), false).await?;
     Ok(Json(ChatTokenizeResponse {
         tokenize_response,

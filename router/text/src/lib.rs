@@ -1,5 +1,5 @@
 //! Tokens to text and back: the tokenizer and its bounded encode pool, incremental
-//! detokenizing, stop strings, chat templates.
+//! detokenizing, stop strings, chat templates, tool calls.
 //!
 //! Nothing here knows of requests, queues of the engine, HTTP or async: every type is a plain
 //! value that one task owns, except [`EncodePool`], which owns its threads.
@@ -11,9 +11,14 @@ mod pool;
 mod special;
 mod stop;
 mod tokenizer;
+mod tools;
 
 pub use chat::{ChatInput, ChatTemplate, TemplateError};
 pub use detok::{Detokenizer, SpecialTokens};
 pub use pool::{EncodePool, PoolFull};
 pub use stop::{Released, StopDetector, StopMatcher, StopPlace};
 pub use tokenizer::{EncodeError, Encoding, LoadError, Tokenizer};
+pub use tools::{
+    CallsAs, CallsAsked, CallsMax, HELD_BYTES_MAX, Marker, ParserAsked, ToolCallParser,
+    ToolConstraint, ToolEvent, ToolFormat, ToolStyle, UnknownParser,
+};
