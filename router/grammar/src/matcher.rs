@@ -1,0 +1,117 @@
+//! A text as far as it has come, and what may come next.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why a matcher cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the grammar cannot be followed any further: {0}")]
+pub struct MatchError(pub String);
+
+/// The tokens that may come next, a bit each: of word `i`, bit `j` is token `32 i + j`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenMask(pub Arc<[u32]>);
+
+/// One text. Cloning one that has seen no token is cheap: clones share what is known of the grammar.
+#[derive(Clone)]
+pub struct Matcher {
+    inner: llguidance::Matcher,
+    vocabulary: crate::Vocabulary,
+    /// Told to the cache when the matcher fails: what clones share may be broken then.
+    spoilt: Arc<AtomicBool>,
+    /// Tokens before which the text does not end where it need not.
+    tokens_min: u32,
+    accepted: u32,
+}
+
+// === impl TokenMask ===
+
+impl TokenMask {
+    /// Whether a token may come next.
+    pub fn allows(&self, token: u32) -> bool {
+        let word = self.0.get(token as usize / 32).copied().unwrap_or(0);
+        word >> (token % 32) & 1 == 1
+    }
+
+    /// Tokens that may come next.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+// === impl Matcher ===
+
+impl Matcher {
+    pub(crate) fn new(
+        inner: llguidance::Matcher,
+        vocabulary: crate::Vocabulary,
+        spoilt: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            inner,
+            vocabulary,
+            spoilt,
+            tokens_min: 0,
+            accepted: 0,
+        }
+    }
+
+    /// The same, with an end before so many tokens only where nothing else may come.
+    #[must_use]
+    pub fn with_tokens_min(self, tokens_min: u32) -> Self {
+        Self { tokens_min, ..self }
+    }
+
+    /// Tokens seen.
+    pub fn accepted(&self) -> u32 {
+        self.accepted
+    }
+
+    /// Takes the next token of the text, one that the last mask allowed. After the end of the text
+    /// nothing more is looked at.
+    pub fn accept(&mut self, token: u32) -> Result<(), MatchError> {
+        self.accepted += 1;
+        if self.inner.is_stopped() && !self.inner.is_error() {
+            return Ok(());
+        }
+        let taken = self.inner.consume_token(token);
+        taken.map_err(|error| self.failed(&error.to_string()))
+    }
+
+    /// What may come next: an ending token alone, where the text is complete and cannot go on.
+    pub fn mask(&mut self) -> Result<TokenMask, MatchError> {
+        let mask = self.inner.compute_mask_or_eos();
+        let mut mask = mask.map_err(|error| self.failed(&error.to_string()))?;
+        if self.accepted < self.tokens_min {
+            let ending = self.vocabulary.ending.iter();
+            let ends = ending.filter(|id| mask.is_allowed(**id)).count();
+            if mask.num_set() > ends {
+                let ending = self.vocabulary.ending.iter();
+                ending.for_each(|id| mask.disallow_token(*id));
+            }
+        }
+        let words = self.vocabulary.size.div_ceil(32) as usize;
+        Ok(TokenMask(mask.as_slice()[..words].into()))
+    }
+
+    fn failed(&self, message: &str) -> MatchError {
+        self.spoilt.store(true, Ordering::Relaxed);
+        MatchError(reason(message))
+    }
+}
+
+impl fmt::Debug for Matcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Matcher")
+            .field("accepted", &self.accepted)
+            .field("tokens_min", &self.tokens_min)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What llguidance says, without its own state: the first line.
+pub(crate) fn reason(message: &str) -> String {
+    let first = message.lines().find(|line| !line.trim().is_empty());
+    first.unwrap_or("no reason was given").trim().to_owned()
+}
