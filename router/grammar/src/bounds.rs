@@ -10,6 +10,11 @@ pub struct Bounds {
     /// Brackets within brackets of a regular expression or a Lark grammar, objects and arrays
     /// within each other of a schema.
     pub depth_max: usize,
+    /// The least common multiple of all `multipleOf` of a schema, without their decimal point: the
+    /// lexer has as many states.
+    pub multiple_max: u64,
+    /// Counted repetitions within each other, their largest counts multiplied.
+    pub repeats_max: u64,
     /// From the first look at the text to the first mask.
     pub compile_time_max: Duration,
     /// Work on the lexer's expressions before the first token (llguidance's fuel).
@@ -47,6 +52,28 @@ pub enum GrammarError {
         /// Levels given.
         given: usize,
     },
+    /// Numbers that are multiples of too much.
+    #[error(
+        "the grammar's `multipleOf` have the common multiple {given}; at most {max} is allowed \
+         (multiple_max)"
+    )]
+    Multiples {
+        /// The common multiple allowed.
+        max: u64,
+        /// Theirs.
+        given: u64,
+    },
+    /// Repetitions of repetitions.
+    #[error(
+        "the grammar repeats repetitions up to {given} times; at most {max} are allowed \
+         (repeats_max)"
+    )]
+    Repeats {
+        /// Times allowed.
+        max: u64,
+        /// Times given.
+        given: u64,
+    },
     /// Compiling takes too long.
     #[error("the grammar was not compiled within {max:?} (compile_time_max)")]
     TooSlow {
@@ -77,6 +104,8 @@ impl Default for Bounds {
         Self {
             source_bytes_max: 256 << 10,
             depth_max: 100,
+            multiple_max: 10_000,
+            repeats_max: 100_000,
             compile_time_max: Duration::from_secs(2),
             lexer_fuel_max: 1_000_000,
             symbols_max: 200_000,

@@ -210,24 +210,6 @@ impl Bounds {
             ..ParserLimits::default()
         }
     }
-
-    /// What can be seen without compiling.
-    fn check(&self, spec: &GrammarSpec, key: &str) -> Result<(), GrammarError> {
-        if key.len() > self.source_bytes_max {
-            let (max, given) = (self.source_bytes_max, key.len());
-            return Err(GrammarError::TooLong { max, given });
-        }
-        let given = match spec {
-            GrammarSpec::JsonSchema(schema) => depth(schema),
-            GrammarSpec::AnyJsonObject => 1,
-            GrammarSpec::Regex(text) | GrammarSpec::Lark(text) => brackets(text),
-        };
-        if given > self.depth_max {
-            let max = self.depth_max;
-            return Err(GrammarError::TooDeep { max, given });
-        }
-        Ok(())
-    }
 }
 
 // === free functions ===
@@ -262,30 +244,6 @@ fn with_options(mut schema: Map<String, Value>) -> Value {
         }
     }
     Value::Object(schema)
-}
-
-/// Objects and arrays within each other. A value that was parsed is nested a hundred levels at most.
-fn depth(value: &Value) -> usize {
-    let deepest = match value {
-        Value::Array(items) => items.iter().map(depth).max(),
-        Value::Object(fields) => fields.values().map(depth).max(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return 0,
-    };
-    1 + deepest.unwrap_or(0)
-}
-
-/// Brackets within brackets, those in quotes included.
-fn brackets(text: &str) -> usize {
-    let (mut open, mut deepest) = (0usize, 0);
-    for byte in text.bytes() {
-        match byte {
-            b'(' | b'[' | b'{' => open += 1,
-            b')' | b']' | b'}' => open = open.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(open);
-    }
-    deepest
 }
 
 fn kind(value: &Value) -> &'static str {

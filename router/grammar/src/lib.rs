@@ -7,6 +7,7 @@
 
 mod bounds;
 mod cache;
+mod check;
 mod compile;
 mod matcher;
 mod pool;

@@ -110,8 +110,21 @@ impl fmt::Debug for Matcher {
     }
 }
 
-/// What llguidance says, without its own state: the first line.
+/// What llguidance calls a grammar, or a place in one, that nothing follows.
+const NO_TEXT: &str = "NoExtensionBias";
+
+/// What llguidance says, without its own state: the first line, and what a list of causes ends with.
 pub(crate) fn reason(message: &str) -> String {
-    let first = message.lines().find(|line| !line.trim().is_empty());
-    first.unwrap_or("no reason was given").trim().to_owned()
+    let mut lines = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("no reason was given");
+    if first == NO_TEXT {
+        return "the grammar allows no text".to_owned();
+    }
+    match lines.rfind(|line| line.starts_with("error:")) {
+        Some(last) if first.ends_with(':') => format!("{first} {last}"),
+        _ => first.trim_end_matches(':').to_owned(),
+    }
 }
