@@ -92,6 +92,7 @@ impl Engine {
             ending: vec![],
             tokens_max: Some(Tokens(tokens_max)),
             prompt_logprobs: false,
+            masked: false,
             trace: None,
         };
         Request::new(spec, &facts.limits).expect("it fits")
