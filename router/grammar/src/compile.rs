@@ -187,8 +187,8 @@ impl Ready {
         })?;
         let inner = llguidance::Matcher::new(Ok(parser));
         let spoilt = Arc::new(AtomicBool::new(false));
-        let mut fresh = Matcher::new(inner, self.vocabulary.clone(), Arc::clone(&spoilt));
-        fresh.mask().map_err(|error| refused(&error.0))?;
+        let fresh = Matcher::new(inner, self.vocabulary.clone(), Arc::clone(&spoilt));
+        let fresh = fresh.map_err(|error| refused(&error.0))?;
         Ok(Compiled {
             fresh: Mutex::new(fresh),
             spoilt,

@@ -17,6 +17,7 @@ mod vocabulary;
 pub use bounds::{Bounds, GrammarError};
 pub use compile::{Compiled, Compiler};
 pub use matcher::{MatchError, Matcher, TokenMask};
+pub use pool::Pool;
 pub use spec::GrammarSpec;
 pub use vocabulary::{Vocabulary, VocabularyError};
 

@@ -20,6 +20,8 @@ pub struct Matcher {
     vocabulary: crate::Vocabulary,
     /// Told to the cache when the matcher fails: what clones share may be broken then.
     spoilt: Arc<AtomicBool>,
+    /// The mask before any token.
+    first: TokenMask,
     /// Tokens before which the text does not end where it need not.
     tokens_min: u32,
     accepted: u32,
@@ -43,24 +45,35 @@ impl TokenMask {
 // === impl Matcher ===
 
 impl Matcher {
+    /// Computes the first mask, so that a grammar that allows nothing is known.
     pub(crate) fn new(
         inner: llguidance::Matcher,
         vocabulary: crate::Vocabulary,
         spoilt: Arc<AtomicBool>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, MatchError> {
+        let mut fresh = Self {
             inner,
             vocabulary,
             spoilt,
+            first: TokenMask([].into()),
             tokens_min: 0,
             accepted: 0,
-        }
+        };
+        fresh.first = fresh.mask()?;
+        Ok(fresh)
     }
 
     /// The same, with an end before so many tokens only where nothing else may come.
     #[must_use]
     pub fn with_tokens_min(self, tokens_min: u32) -> Self {
-        Self { tokens_min, ..self }
+        let mut made = Self { tokens_min, ..self };
+        made.first = made.not_ended(&made.first.0);
+        made
+    }
+
+    /// The mask before any token; computed when the grammar was compiled.
+    pub fn first_mask(&self) -> TokenMask {
+        self.first.clone()
     }
 
     /// Tokens seen.
@@ -82,17 +95,22 @@ impl Matcher {
     /// What may come next: an ending token alone, where the text is complete and cannot go on.
     pub fn mask(&mut self) -> Result<TokenMask, MatchError> {
         let mask = self.inner.compute_mask_or_eos();
-        let mut mask = mask.map_err(|error| self.failed(&error.to_string()))?;
-        if self.accepted < self.tokens_min {
-            let ending = self.vocabulary.ending.iter();
-            let ends = ending.filter(|id| mask.is_allowed(**id)).count();
-            if mask.num_set() > ends {
-                let ending = self.vocabulary.ending.iter();
-                ending.for_each(|id| mask.disallow_token(*id));
-            }
-        }
+        let mask = mask.map_err(|error| self.failed(&error.to_string()))?;
         let words = self.vocabulary.size.div_ceil(32) as usize;
-        Ok(TokenMask(mask.as_slice()[..words].into()))
+        Ok(self.not_ended(&mask.as_slice()[..words]))
+    }
+
+    /// A mask without ending tokens, while the text is to go on and can.
+    fn not_ended(&self, mask: &[u32]) -> TokenMask {
+        if self.accepted >= self.tokens_min {
+            return TokenMask(mask.into());
+        }
+        let mut without = mask.to_vec();
+        for id in self.vocabulary.ending.iter() {
+            without[*id as usize / 32] &= !(1 << (id % 32));
+        }
+        let can = without.iter().any(|word| *word != 0);
+        TokenMask(if can { without.into() } else { mask.into() })
     }
 
     fn failed(&self, message: &str) -> MatchError {

@@ -11,7 +11,7 @@ const STACK_BYTES: usize = 64 << 20;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that work. Dropping the pool drops what waits; what runs is not waited for.
-pub(crate) struct Pool {
+pub struct Pool {
     shared: Arc<Shared>,
 }
 
@@ -31,7 +31,7 @@ struct Shared {
 
 impl Pool {
     /// Starts `threads` threads (at least one).
-    pub(crate) fn new(name: &str, threads: usize, queue_max: usize) -> Self {
+    pub fn new(name: &str, threads: usize, queue_max: usize) -> Self {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
@@ -43,13 +43,13 @@ impl Pool {
                 .name(format!("{name}-{index}"))
                 .stack_size(STACK_BYTES)
                 .spawn(move || shared.work())
-                .expect("the system starts the grammar threads; its thread limit is too low");
+                .expect("the system starts threads for grammars; its thread limit is too low");
         }
         Self { shared }
     }
 
-    /// Queues a job; with an error, how many wait, it is not taken.
-    pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), usize> {
+    /// Queues a job. With an error, how many wait already, it is not taken.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), usize> {
         let mut queue = self.shared.lock();
         if queue.jobs.len() >= self.shared.queue_max {
             return Err(queue.jobs.len());

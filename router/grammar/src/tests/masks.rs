@@ -180,6 +180,7 @@ fn special_and_broken_tokens_are_never_allowed() {
 fn a_text_does_not_end_before_its_least_tokens_where_it_need_not() {
     let compiled = compile(GrammarSpec::Regex("a{1,3}".to_owned())).expect("it is in order");
     let mut matcher = compiled.matcher().with_tokens_min(9);
+    assert_eq!(matcher.first_mask(), matcher.mask().expect("it begins"));
     matcher.accept(u32::from(b'a')).expect("allowed");
     assert_eq!(allowed(&mut matcher), [u32::from(b'a')]);
     matcher.accept(u32::from(b'a')).expect("allowed");
