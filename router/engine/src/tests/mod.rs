@@ -39,6 +39,8 @@ fn config(ranks: usize) -> EngineConfig {
         memory_fraction: 0.0,
         record: None,
         step_deadline: Duration::from_secs(10),
+        mask_max: Duration::from_millis(20),
+        mask_threads: 1,
         prepare_deadline: Duration::from_secs(60),
         metrics: Registry::new(),
     }

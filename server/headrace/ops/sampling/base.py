@@ -30,6 +30,7 @@ class Feature(IntFlag):
     TOKENS_MIN = 64
     LOGPROB_RAW = 128
     TOP_N = 256
+    MASKED = 512  # only some tokens may be drawn
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ class Edits:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """The tokens that some rows may draw: bit j of word i is token 32 i + j."""
+
+    row_M: Tensor  # int64, indices in S
+    bits_MW: Tensor  # int32
+
+    def allowed(self, vocab: int) -> Tensor:
+        """The bits as bool, [M, V]."""
+        if self.bits_MW.device.type == "cpu":  # A tenth of the time.
+            bytes_MB = self.bits_MW.contiguous().numpy().view(np.uint8)
+            unpacked = np.unpackbits(bytes_MB, axis=1, count=vocab, bitorder="little")
+            return torch.from_numpy(unpacked).bool()
+        shift = torch.arange(32, device=self.bits_MW.device)
+        bit_MWX = (self.bits_MW[:, :, None] >> shift) & 1
+        return bit_MWX.flatten(1)[:, :vocab].bool()
+
+
+@dataclass(frozen=True)
 class SampleRows:
     """How each row of a step's logits is to be drawn from.
 
@@ -70,6 +89,7 @@ class SampleRows:
     state_slot_S: Tensor | None = None  # int64: which entry of the pool is the row's
     bias: Edits | None = None
     banned: Edits | None = None
+    masks: Masks | None = None  # of the rows with MASKED, all of them
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ class SamplingBackend(Protocol):
     takes_half: bool
 
     def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
-        """Order: penalties, bias, bans, temperature, top-k, top-p, typical-p, min-p, draw.
+        """Order: penalties, bias, bans, masks, temperature, top-k, top-p, typical-p, min-p, draw.
 
         Args:
             logits_SV: float32, or what `takes_half` allows; may be overwritten.
