@@ -13,6 +13,7 @@ mod body;
 mod cloud;
 mod docs;
 mod error;
+mod grammar;
 mod intake;
 mod meter;
 mod metrics;

@@ -1,8 +1,9 @@
 """The thread that owns the device: it loads the model, sizes the pool and executes plans in order.
 
-A step is two launches, forward and sampler; between them constrained rows get their masks. Where launches return before their work is done, the
-forward of step k+1 is launched before the result of step k is waited for, so that the device never
-waits for the host; where they do not, a result is sent as soon as it is there.
+A step is two launches, forward and sampler; between them constrained rows get their masks (R7).
+Where launches return before their work is done, the forward of step k+1 is launched before the
+result of step k is waited for, so that the device never waits for the host; where they do not, a
+result is sent as soon as it is there.
 """
 
 from __future__ import annotations

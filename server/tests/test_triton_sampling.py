@@ -190,18 +190,20 @@ def test_all_features_beside_each_other(
 )
 def test_masked_rows_beside_each_other(vocab: int, seed: int, dtype: torch.dtype) -> None:
     x_SV = logits(len(GRID), vocab, seed).to(dtype)
-    x_SV[3, 5] = torch.nan  # which no mask hides
-    x_SV[4, 6] = torch.inf
     row_M = [row for row in range(len(GRID)) if (row + seed) % 3 or row in (3, 4)]
     allowed = few_and_many(len(row_M), vocab, seed)
     plain = rows_of(GRID, vocab, seed=seed)
     rows = masked(plain, row_M, allowed, vocab)
     check_twins(x_SV, rows)
     drawn, without = draw(x_SV, rows), draw(x_SV, plain)
-    assert drawn.bad_S.tolist() == [row in (3, 4) for row in range(len(GRID))]
     for row in set(range(len(GRID))) - set(row_M):
         assert drawn.token_S[row] == without.token_S[row]
         assert drawn.logprob_S[row] == without.logprob_S[row]
+    # No mask hides a bad number.
+    for row, bad in ((3, torch.nan), (4, torch.inf)):
+        hidden = next(t for t in range(vocab) if t not in allowed[row_M.index(row)] or t == 5)
+        x_SV[row, hidden] = bad
+    assert draw(x_SV, rows).bad_S.tolist() == [row in (3, 4) for row in range(len(GRID))]
 
 
 def random_sampling(rng: np.random.Generator, vocab: int) -> Sampling:

@@ -45,9 +45,4 @@ impl Cache {
             self.entries.pop_front();
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
 }

@@ -107,6 +107,11 @@ impl Compiler {
         &self.shared.bounds
     }
 
+    /// Whether the vocabulary is in order: the first grammar waits for that.
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.get().is_some()
+    }
+
     /// Compiles a grammar, or finds it. `done` is called once with the outcome: at once where it is
     /// known, else on a thread of this compiler. It must not block. Should the pool end or the
     /// compiler be stuck, it is dropped, or called late: whoever waits sets a limit.

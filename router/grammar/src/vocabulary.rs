@@ -11,6 +11,9 @@ pub enum VocabularyError {
     /// A grammar's end could not be told.
     #[error("grammars need a token that ends the text, and this model has none")]
     NoEnding,
+    /// A tokenizer whose tokens are not pieces of a text.
+    #[error("grammars need tokens that are bytes of the text, and this model's are not")]
+    NoBytes,
     /// An ending id has no logit.
     #[error("the ending token {id} is outside the vocabulary of {vocab_size}")]
     EndingOutside {
@@ -64,6 +67,10 @@ impl Vocabulary {
             bytes.unwrap_or_default().to_vec()
         };
         let words: Vec<Vec<u8>> = (0..size).map(word).collect();
+        let is_text = |word: &Vec<u8>| !word.is_empty() && word[0] != MARKER;
+        if !words.iter().any(is_text) {
+            return Err(VocabularyError::NoBytes);
+        }
         let trie = TokTrie::from(&TokRxInfo::new(size, first), &words).with_eos_tokens(ending);
         Ok(Self {
             env: Arc::new(ApproximateTokEnv::new(trie)),

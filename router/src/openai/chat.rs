@@ -150,10 +150,6 @@ fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
     if has_tools && !wants_none {
         return Err(ApiError::Tool(ToolRefusal::Unsupported));
     }
-    let grammar = body
-        .response_format
-        .as_ref()
-        .filter(|format| format.kind != "text");
     Ok(Ask {
         tokens_max: body.max_completion_tokens.or(body.max_tokens),
         top_n: body.top_logprobs,
@@ -162,7 +158,6 @@ fn ask(body: &mut ChatRequest) -> Result<Ask, ApiError> {
             tokens_max: "max_tokens",
             top_n: "top_logprobs",
         },
-        grammar: grammar.map(|_| "response_format"),
         ..body.ask()
     })
 }

@@ -151,10 +151,11 @@ fn serve() -> Serve {
             "kv_bytes_max": 0, "threads": 1, "reference_ops": false},
         "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,
             "max_top_n_tokens": 5, "max_input_tokens": 64, "max_total_tokens": 128,
-            "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1},
+            "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1,
+            "disable_grammar_support": false},
         "engine": {"block_tokens": 16, "blocks_max": 0, "running_max": 8, "step_tokens_max": 64,
             "prefill_tokens_max": 64, "itl_target_ms": 50, "pipeline_depth": 2,
-            "prefix_caching": true, "record": null, "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
+            "prefix_caching": true, "mask_ms_max": 20, "record": null, "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
             "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
@@ -230,6 +231,7 @@ fn text() -> Text {
         template: Some(ChatTemplate::from_source(template).unwrap()),
         pool: EncodePool::new(Arc::clone(&tokenizer), 1, 8),
         ending: vec![TokenId(END)],
+        grammars: std::sync::OnceLock::new(),
         tokenizer,
     }
 }

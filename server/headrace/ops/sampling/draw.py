@@ -94,8 +94,8 @@ def mask_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Makes tokens impossible that a row's mask does not allow. A number that is none stays, so that
-    the row is bad (R10)."""
+    """Makes tokens impossible that a row's mask does not allow. A number that is none stays, so
+    that the row is bad (R10)."""
     at = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < vocab
