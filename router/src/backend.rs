@@ -47,7 +47,7 @@ impl Backend {
                 stream.map(Source::Engine)
             }
             #[cfg(test)]
-            Self::Script(script) => script.submit(&request).map(Source::Script),
+            Self::Script(script) => script.submit(&request, matcher).map(Source::Script),
         }
     }
 }

@@ -13,6 +13,7 @@ use headrace_core::ids::{SeqId, StepId, TokenId};
 use headrace_core::scheduler::{MaskedRow, Scheduler};
 use headrace_grammar::{MatchError, Matcher, Pool, TokenMask};
 use headrace_wire::StepMask;
+use prometheus::Histogram;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -42,6 +43,7 @@ struct Constraint {
 struct Made {
     seq: SeqId,
     matcher: Box<Matcher>,
+    took: Duration,
     outcome: Result<TokenMask, MatchError>,
 }
 
@@ -154,13 +156,15 @@ impl Masks {
     }
 
     /// Takes what was made. The sequences whose grammars cannot be followed any further go to `failed`.
-    pub(crate) fn collect(&mut self, failed: &mut Vec<SeqId>) {
+    pub(crate) fn collect(&mut self, failed: &mut Vec<SeqId>, times: &Histogram) {
         for Made {
             seq,
             matcher,
+            took,
             outcome,
         } in self.made.take()
         {
+            times.observe(took.as_secs_f64());
             let Some(constraint) = self.constraints.get_mut(&seq) else {
                 continue; // It has ended.
             };
@@ -229,11 +233,13 @@ impl Masks {
         let pool = &mut self.pool;
         let pool = pool.get_or_insert_with(|| Pool::new("mask", self.threads, JOBS_MAX));
         let queued = pool.submit(move || {
+            let begun = std::time::Instant::now();
             let taken = tokens.iter().try_for_each(|token| matcher.accept(token.0));
             let outcome = taken.and_then(|()| matcher.mask());
             made.post(Made {
                 seq,
                 matcher,
+                took: begun.elapsed(),
                 outcome,
             });
         });

@@ -122,14 +122,13 @@ impl EngineHandle {
         self.submit_matched(request, None).await
     }
 
-    /// [`EngineHandle::submit`] of a request that may be masked: then with the matcher that makes its
-    /// masks.
+    /// [`EngineHandle::submit`] of a request that may be masked, with the matcher that makes its masks:
+    /// without one it ends, because none comes.
     pub async fn submit_matched(
         &self,
         request: Request,
         matcher: Option<Matcher>,
     ) -> Result<TokenStream, SubmitError> {
-        debug_assert_eq!(request.masked(), matcher.is_some());
         self.check()?;
         let sink = Arc::new(TokenSink::new(request.tokens_max()));
         // Made before the command is sent, so that a caller who goes away while waiting for the

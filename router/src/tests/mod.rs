@@ -8,12 +8,13 @@
 
 mod cloud;
 mod golden;
+mod grammar;
 mod malformed;
 mod parameters;
 mod routes;
 pub(crate) mod script;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode, header};
@@ -155,7 +156,8 @@ fn serve() -> Serve {
             "disable_grammar_support": false},
         "engine": {"block_tokens": 16, "blocks_max": 0, "running_max": 8, "step_tokens_max": 64,
             "prefill_tokens_max": 64, "itl_target_ms": 50, "pipeline_depth": 2,
-            "prefix_caching": true, "mask_ms_max": 20, "record": null, "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
+            "prefix_caching": true, "mask_ms_max": 20, "record": null,
+            "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
             "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
@@ -231,7 +233,7 @@ fn text() -> Text {
         template: Some(ChatTemplate::from_source(template).unwrap()),
         pool: EncodePool::new(Arc::clone(&tokenizer), 1, 8),
         ending: vec![TokenId(END)],
-        grammars: std::sync::OnceLock::new(),
+        grammars: OnceLock::new(),
         tokenizer,
     }
 }

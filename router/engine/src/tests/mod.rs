@@ -2,6 +2,7 @@
 
 mod fake;
 mod faults;
+mod grammar;
 mod pace;
 mod record;
 mod referee;
