@@ -18,6 +18,12 @@ from torch import Tensor
 IN_PROMPT = 1 << 30
 
 
+# Of each byte, least bit first: 0 for a bit that is set, else -inf.
+_BANNED_BY_BYTE = torch.tensor(
+    [[0.0 if byte >> bit & 1 else -torch.inf for bit in range(8)] for byte in range(256)]
+)
+
+
 class Feature(IntFlag):
     """What a row's sampling needs, known on the host. No bit: the best token, and its logprob."""
 
@@ -63,15 +69,12 @@ class Masks:
     row_M: Tensor  # int64, indices in S
     bits_MW: Tensor  # int32
 
-    def allowed(self, vocab: int) -> Tensor:
-        """The bits as bool, [M, V]."""
-        if self.bits_MW.device.type == "cpu":  # A tenth of the time.
-            bytes_MB = self.bits_MW.contiguous().numpy().view(np.uint8)
-            unpacked = np.unpackbits(bytes_MB, axis=1, count=vocab, bitorder="little")
-            return torch.from_numpy(unpacked).bool()
-        shift = torch.arange(32, device=self.bits_MW.device)
-        bit_MWX = (self.bits_MW[:, :, None] >> shift) & 1
-        return bit_MWX.flatten(1)[:, :vocab].bool()
+    def banned(self, vocab: int) -> Tensor:
+        """What is to be added to logits: 0 where a bit is set, else -inf; float32, [M, V]."""
+        byte_X = self.bits_MW.contiguous().view(torch.uint8).flatten().int()
+        # Eight tokens at a time: half the time of anything that looks at single bits.
+        row_MV = _BANNED_BY_BYTE.to(byte_X.device).index_select(0, byte_X)
+        return row_MV.view(self.bits_MW.shape[0], -1)[:, :vocab]
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,11 @@ def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
         if edit is not None:
             x_SV.index_put_((edit.row, edit.token), edit.value, accumulate=True)
     if rows.masks is not None and features & Feature.MASKED:
-        x_MV = x_SV.index_select(0, rows.masks.row_M)
-        x_MV.masked_fill_(~rows.masks.allowed(x_SV.shape[1]), -torch.inf)
-        x_SV.index_copy_(0, rows.masks.row_M, x_MV)
+        banned_MV = rows.masks.banned(x_SV.shape[1])
+        if banned_MV.shape[0] == x_SV.shape[0]:
+            x_SV.add_(banned_MV)
+        else:
+            x_SV.index_add_(0, rows.masks.row_M, banned_MV)
     return x_SV
 
 
