@@ -12,6 +12,7 @@ import http.client
 import json
 import threading
 import time
+from itertools import pairwise
 from statistics import median, quantiles
 from typing import Any
 
@@ -56,7 +57,7 @@ def stream(port: int, seed: int, grammar: Any, gaps: list[float], at: threading.
     assert reply.status == 200, reply.read()
     times = [time.perf_counter() for line in reply if line.startswith(b"data:")]
     assert grammar or len(times) == TOKENS, len(times)
-    gaps += [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps += [b - a for a, b in pairwise(times)]
 
 
 def together(port: int, streams: int, first: int, grammar: Any) -> list[float]:

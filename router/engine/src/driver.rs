@@ -107,7 +107,11 @@ pub(crate) async fn run(
         Some(Ok((ready, recorder))) => {
             let policy = (
                 Pacer::new(config.itl_target),
-                Masks::new(config.mask_threads, config.mask_max),
+                Masks::new(
+                    config.mask_threads,
+                    config.mask_max,
+                    &ready.facts.describe.device,
+                ),
             );
             Driver::new(ready, recorder, policy, metrics, &mut inbox)
                 .run()
@@ -315,7 +319,8 @@ impl<'a> Driver<'a> {
         if let Err(error) = outcome {
             return Err(self.group_lost(error.into()));
         }
-        self.masks.committed(&self.scheduler, done.result.step);
+        self.masks
+            .committed(&self.scheduler, done.result.step, done.gap);
         self.send_masks().await?;
         self.idle = false;
         if self.scheduler.is_idle() {

@@ -26,6 +26,9 @@ const JOBS_MAX: usize = 4096;
 /// so that one late mask is not everybody's.
 const PATIENCE: f64 = 0.75;
 
+/// What a shard on the CPU calls its device.
+const CPU: &str = "cpu";
+
 /// The grammar of an admitted sequence.
 #[derive(Debug)]
 struct Constraint {
@@ -67,6 +70,10 @@ pub(crate) struct Masks {
     pool: Option<Pool>,
     threads: usize,
     patience: Duration,
+    /// On the CPU a launch returns when its work is done, so that the shard's patience begins behind
+    /// the forward: then what the step before took is free.
+    forward_is_free: bool,
+    last_gap: Duration,
     made: Arc<MadeBox>,
     constraints: FxHashMap<SeqId, Constraint>,
     awaited: Option<Awaited>,
@@ -78,11 +85,13 @@ pub(crate) struct Masks {
 
 impl Masks {
     /// Starts nothing yet. `mask_max` is what the shard waits for a step's masks.
-    pub(crate) fn new(threads: usize, mask_max: Duration) -> Self {
+    pub(crate) fn new(threads: usize, mask_max: Duration, device: &str) -> Self {
         Self {
             pool: None,
             threads,
             patience: mask_max.mul_f64(PATIENCE),
+            forward_is_free: device == CPU,
+            last_gap: Duration::ZERO,
             made: Arc::default(),
             constraints: FxHashMap::default(),
             awaited: None,
@@ -128,8 +137,13 @@ impl Masks {
         }
     }
 
-    /// A result was committed.
-    pub(crate) fn committed(&mut self, scheduler: &Scheduler, step: StepId) {
+    /// A result was committed; the step took so long.
+    pub(crate) fn committed(&mut self, scheduler: &Scheduler, step: StepId, gap: Duration) {
+        self.last_gap = if self.forward_is_free {
+            gap.mul_f64(PATIENCE)
+        } else {
+            Duration::ZERO
+        };
         // The shard did not wait any longer.
         self.awaited.take_if(|awaited| awaited.step == step);
         self.arm(scheduler);
@@ -216,7 +230,7 @@ impl Masks {
         if let Some(awaited) = &mut self.awaited
             && scheduler.in_flight() == 1
         {
-            awaited.deadline = Some(Instant::now() + self.patience);
+            awaited.deadline = Some(Instant::now() + self.patience + self.last_gap);
         }
     }
 
