@@ -26,7 +26,7 @@ VALIDATION = [
     ({"truncate": 0}, "truncate"),
     ({"truncate": 10_000_000}, "truncate"),
     ({"watermark": True}, "watermark"),
-    ({"grammar": {"type": "regex", "value": "a*"}}, "grammar"),
+    ({"grammar": {"type": "regex", "value": "(((a{1,1000}){1,1000}){1,1000})"}}, "repeats_max"),
 ]
 
 

@@ -1,6 +1,7 @@
 """`huggingface_hub.InferenceClient` against a server: `client_hub.py URL`."""
 
 import asyncio
+import json
 import sys
 
 from huggingface_hub import AsyncInferenceClient, InferenceClient
@@ -64,13 +65,26 @@ def chat(client: InferenceClient) -> None:
     assert last.usage.completion_tokens == answer.usage.completion_tokens
 
 
+def grammar(client: InferenceClient) -> None:
+    """TGI's `grammar`, and TGI's place for a schema in a `response_format`."""
+    regex = {"type": "regex", "value": "(ab|ba){2}"}
+    text = client.text_generation("x", grammar=regex, max_new_tokens=8)
+    assert text in ("abab", "abba", "baab", "baba")
+    schema = {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    schema |= {"type": "object", "additionalProperties": False}
+    answer = client.chat_completion(
+        MESSAGES, max_tokens=32, response_format={"type": "json", "value": schema}
+    )
+    assert json.loads(answer.choices[0].message.content or "")["a"] in (1, 2)
+
+
 def errors(client: InferenceClient) -> None:
     """Refusals of fields are the client's own class, those of streams too."""
     calls = [
         ("max_new_tokens", lambda: client.text_generation("x", max_new_tokens=0)),
         ("top_p", lambda: list(client.text_generation("x", top_p=3.0, stream=True))),
         ("`inputs` tokens", lambda: client.text_generation("word " * 500, max_new_tokens=5)),
-        ("grammar", lambda: client.text_generation("x", grammar={"type": "regex", "value": "a"})),
+        ("grammar", lambda: client.text_generation("x", grammar={"type": "regex", "value": "("})),
     ]
     for names, call in calls:
         assert names in str(refused(ValidationError, call))
@@ -97,6 +111,7 @@ def main(url: str) -> None:
     kept(text_stream, client, whole)
     kept(text_sampled, client)
     kept(chat, client)
+    kept(grammar, client)
     kept(errors, client)
     kept(concurrent, url, whole)
 

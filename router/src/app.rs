@@ -9,6 +9,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use headrace_config::Serve;
 use headrace_engine::{EngineState, Facts, TokenId};
+use headrace_grammar::Compiler;
 use headrace_text::{ChatTemplate, EncodePool, Tokenizer, ToolStyle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
@@ -39,6 +40,8 @@ pub(crate) struct Text {
     pub(crate) tools: ToolStyle,
     pub(crate) pool: EncodePool,
     pub(crate) ending: Vec<TokenId>,
+    /// Made by the first request for a grammar.
+    pub(crate) grammars: OnceLock<Compiler>,
 }
 
 /// Everything a request is measured against; exists once the model can serve.

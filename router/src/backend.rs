@@ -3,6 +3,7 @@
 use headrace_engine::{
     EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent, TokenStream,
 };
+use headrace_grammar::Matcher;
 
 #[cfg(test)]
 use crate::tests::script::{Script, ScriptStream};
@@ -34,11 +35,19 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn submit(&self, request: Request) -> Result<Source, SubmitError> {
+    /// Submits a request, and what makes its masks if it is masked.
+    pub(crate) async fn submit(
+        &self,
+        request: Request,
+        matcher: Option<Matcher>,
+    ) -> Result<Source, SubmitError> {
         match self {
-            Self::Engine(engine) => engine.submit(request).await.map(Source::Engine),
+            Self::Engine(engine) => {
+                let stream = engine.submit_matched(request, matcher).await;
+                stream.map(Source::Engine)
+            }
             #[cfg(test)]
-            Self::Script(script) => script.submit(&request).map(Source::Script),
+            Self::Script(script) => script.submit(&request, matcher).map(Source::Script),
         }
     }
 }

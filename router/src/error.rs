@@ -75,6 +75,8 @@ pub(crate) enum Overload {
     Requests { max: usize },
     #[error("{waiting} prompts wait to be tokenized; at most {queue_max} may")]
     Encode { waiting: usize, queue_max: usize },
+    #[error("{waiting} grammars wait to be compiled; at most {queue_max} may")]
+    Grammar { waiting: usize, queue_max: usize },
     #[error("{waiting} sequences wait for the model; at most {queue_max} may")]
     Engine { waiting: usize, queue_max: usize },
 }
@@ -108,6 +110,10 @@ pub(crate) enum ToolRefusal {
 pub(crate) enum Fault {
     #[error("the model produced a number that is none")]
     Nan,
+    #[error("what the grammar allows was not known in time, twice for one token")]
+    MaskMissed,
+    #[error("the grammar cannot be followed any further within its bounds")]
+    GrammarFailed,
     #[error("the model's processes were lost; the request may be sent again")]
     GroupLost,
     #[error("the request was cancelled")]
@@ -186,8 +192,10 @@ pub(crate) enum Invalid {
     UnknownToken { id: u32, vocab_size: u32 },
     #[error("tokenizer error: {0}")]
     Tokenizer(String),
-    #[error("grammar is not supported yet: leave out `{field}`")]
-    Grammar { field: &'static str },
+    #[error("grammar is not supported")]
+    Grammar,
+    #[error("grammar is not valid: {0}")]
+    InvalidGrammar(String),
     #[error("`{field}` is not supported yet")]
     Unsupported { field: &'static str },
     #[error("`messages[{message}].content[{part}]` is {kind:?}; only \"text\" is supported")]

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use headrace_engine::Request;
+use headrace_grammar::Matcher;
 use headrace_text::Encoding;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::app::{App, Ready, Text};
 use crate::calls::ToolRules;
 use crate::error::{ApiError, Invalid, Overload};
+use crate::grammar;
 use crate::meter::{Clock, Meter};
 use crate::respond::{Manner, Respond, Rules};
 use crate::validate::{Ask, Checked};
@@ -100,21 +102,36 @@ impl Intake {
                     .zip(seeds),
             );
         }
+        let grammar = match &self.checked.grammar {
+            Some(spec) => {
+                let workers = self.app.serve.requests.validation_workers;
+                Some(grammar::compile(&self.ready, workers, spec).await?)
+            }
+            None => None,
+        };
         let mut responds = Vec::with_capacity(requests.len());
         for (request, seed) in requests {
-            responds.push(self.admit(request, seed).await?);
+            let matcher = grammar
+                .as_deref()
+                .map(|grammar| self.checked.matcher(grammar));
+            responds.push(self.admit(request, matcher, seed).await?);
         }
         Ok(responds)
     }
 
-    async fn admit(&mut self, request: Request, seed: Option<u64>) -> Result<Respond, ApiError> {
+    async fn admit(
+        &mut self,
+        request: Request,
+        matcher: Option<Matcher>,
+        seed: Option<u64>,
+    ) -> Result<Respond, ApiError> {
         let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
         self.app.metrics.accepted(input, request.tokens_max().0);
         let clock = Clock {
             received: self.received,
             submitted: Instant::now(),
         };
-        let source = self.app.backend.submit(request.clone()).await?;
+        let source = self.app.backend.submit(request.clone(), matcher).await?;
         let permit = self
             .permits
             .split(1)

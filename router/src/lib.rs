@@ -14,6 +14,7 @@ mod calls;
 mod cloud;
 mod docs;
 mod error;
+mod grammar;
 mod intake;
 mod meter;
 mod metrics;

@@ -103,6 +103,8 @@ impl Finish {
             FinishReason::EndOfText => Ok(Self::EosToken),
             FinishReason::StopText => Ok(Self::StopSequence),
             FinishReason::Nan => Err(Fault::Nan),
+            FinishReason::MaskMissed => Err(Fault::MaskMissed),
+            FinishReason::GrammarFailed => Err(Fault::GrammarFailed),
             FinishReason::GroupLost => Err(Fault::GroupLost),
             FinishReason::Cancelled => Err(Fault::Cancelled),
         }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write, stdin, stdout};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
@@ -202,6 +202,7 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
             .copied()
             .map(TokenId)
             .collect(),
+        grammars: OnceLock::new(),
         tokenizer,
     })
 }
@@ -234,6 +235,8 @@ pub fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
             serve: without_secrets(serve).into(),
         }),
         step_deadline: Duration::from_millis(engine.step_deadline_ms),
+        mask_max: Duration::from_millis(engine.mask_ms_max.into()),
+        mask_threads: serve.requests.validation_workers,
         prepare_deadline: Duration::from_millis(engine.prepare_deadline_ms),
         metrics,
     }

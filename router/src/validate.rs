@@ -6,9 +6,11 @@ use std::ops::Range;
 
 use headrace_config::Requests;
 use headrace_engine::{Request, RequestError, RequestSpec, Sampling, TokenId, Tokens};
+use headrace_grammar::{Compiled, GrammarSpec, Matcher};
 
 use crate::app::Ready;
 use crate::error::Invalid;
+use crate::grammar::Asked;
 
 /// New tokens that are counted against the total at validation. More may be asked for: the
 /// sequence then ends with reason `length` where the total is reached.
@@ -58,8 +60,8 @@ pub(crate) struct Ask {
     pub(crate) names: Names,
     pub(crate) bias: Vec<(String, f32)>,
     pub(crate) watermark: bool,
-    /// The field that asked for a grammar.
-    pub(crate) grammar: Option<&'static str>,
+    /// The form that the answer is to have.
+    pub(crate) grammar: Asked,
     /// Log-probabilities of the model's own distribution (OpenAI), not of the one drawn from (TGI).
     pub(crate) logprob_raw: bool,
 }
@@ -79,6 +81,7 @@ pub(crate) struct Checked {
     tokens_max: Option<u32>,
     pub(crate) ignore_eos: bool,
     prompt_logprobs: bool,
+    pub(crate) grammar: Option<GrammarSpec>,
     pub(crate) names: Names,
 }
 
@@ -122,9 +125,10 @@ impl Ask {
         if self.watermark {
             return Err(Invalid::Unsupported { field: "watermark" });
         }
-        if let Some(field) = self.grammar {
-            return Err(Invalid::Grammar { field });
+        if self.grammar.is_some() && bounds.disable_grammar_support {
+            return Err(Invalid::Grammar);
         }
+        let grammar = self.grammar.transpose()?;
         Ok(Checked {
             sampled: sampling.temperature > 0.0,
             seeded: self.seed.is_some(),
@@ -141,6 +145,7 @@ impl Ask {
             tokens_max: self.tokens_max,
             ignore_eos: self.ignore_eos,
             prompt_logprobs: self.prompt_logprobs,
+            grammar,
             names: self.names,
         })
     }
@@ -232,6 +237,13 @@ impl Checked {
         self.sampled.then(|| derive_seed(self.sampling.seed, copy))
     }
 
+    /// A matcher for one sequence of a request that asks for a grammar.
+    pub(crate) fn matcher(&self, grammar: &Compiled) -> Matcher {
+        grammar
+            .matcher()
+            .with_tokens_min(self.sampling.tokens_min.0)
+    }
+
     /// Checks the range of `truncate`, before anything is tokenized.
     pub(crate) fn check_truncate(&self, ready: &Ready) -> Result<(), Invalid> {
         let max = ready.input_max;
@@ -275,9 +287,14 @@ impl Checked {
             });
         }
         let room = ready.total_max.saturating_sub(input);
+        let mut sampling = self.sampling.clone();
+        if self.grammar.is_some() {
+            // The matcher sees to it, because the grammar may end before.
+            sampling.tokens_min = Tokens(0);
+        }
         let spec = RequestSpec {
             prompt: ids.iter().copied().map(TokenId).collect(),
-            sampling: self.sampling.clone(),
+            sampling,
             ending: if self.ignore_eos {
                 Vec::new()
             } else {
@@ -285,6 +302,7 @@ impl Checked {
             },
             tokens_max: Some(Tokens(self.tokens_max.map_or(room, |new| new.min(room)))),
             prompt_logprobs: self.prompt_logprobs,
+            masked: self.grammar.is_some(),
             trace: None,
         };
         let limits = &ready.facts.limits;

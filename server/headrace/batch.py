@@ -61,6 +61,7 @@ class Step:
     bucket: int  # rows of the graph that computes the step; 0: none does
     padded: int  # tokens of the graphs that compute the step but for its attention; 0: none do
     row_R: np.ndarray  # int64: the sampled rows of the plan
+    masked_R: np.ndarray  # bool: what waits for a mask (R7)
     slot_R: np.ndarray  # int64, host
     device_slot_R: Tensor
     position_R: np.ndarray  # int64: where the drawn tokens will be
@@ -136,7 +137,7 @@ class Batcher:
         if not rows:
             return 0
         wanted = RowFlag.FROM_SLOT | RowFlag.SAMPLE
-        other = RowFlag.PROMPT_LOGPROBS | RowFlag.MASKED
+        other = RowFlag.PROMPT_LOGPROBS  # Masks are the sampler's.
         if (plan.row_len_S != 1).any() or ((flags & (wanted | other)) != wanted).any():
             return 0
         return _at_least(self._sizes.rows, rows)
@@ -164,6 +165,7 @@ class Batcher:
             bucket=bucket,
             padded=0,
             row_R=np.arange(rows),
+            masked_R=(plan.row_flags_S & RowFlag.MASKED) != 0,
             slot_R=slot_S,
             device_slot_R=Column(0, rows, np.int64).of(inbox),
             position_R=start_S + 1,
@@ -246,6 +248,7 @@ class Batcher:
             bucket=0,
             padded=padded,
             row_R=row_R,
+            masked_R=(plan.row_flags_S[row_R] & RowFlag.MASKED) != 0,
             slot_R=slot_R,
             device_slot_R=at_sampled_slots.of(inbox),
             position_R=end_S[row_R],
@@ -315,8 +318,9 @@ class Batcher:
             raise PlanError(f"step {plan.step} has a row without tokens or before position 0")
         if (end_S > self._slots.blocks_Z[slot_S] * self._block_tokens).any():
             raise PlanError(f"step {plan.step} writes beyond the blocks of a slot")
-        if (plan.row_flags_S & RowFlag.MASKED).any():
-            raise PlanError(f"step {plan.step} has constrained rows, which are not served yet")
+        drawn = RowFlag.MASKED | RowFlag.SAMPLE
+        if ((plan.row_flags_S & drawn) == RowFlag.MASKED).any():
+            raise PlanError(f"step {plan.step} has a row that waits for a mask and draws nothing")
 
     def _given(self, plan: Plan, expected: int) -> np.ndarray:
         """The tokens that the plan brings along."""

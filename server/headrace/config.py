@@ -73,6 +73,7 @@ class Requests:
     max_client_batch_size: int
     payload_limit: int
     validation_workers: int
+    disable_grammar_support: bool
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Engine:
     pipeline_depth: int
     prefix_caching: bool
     record: Path | None
+    mask_ms_max: int
     step_deadline_ms: int
     prepare_deadline_ms: int
 

@@ -1,8 +1,9 @@
 """The thread that owns the device: it loads the model, sizes the pool and executes plans in order.
 
-A step is two launches, forward and sampler. Where launches return before their work is done, the
-forward of step k+1 is launched before the result of step k is waited for, so that the device never
-waits for the host; where they do not, a result is sent as soon as it is there.
+A step is two launches, forward and sampler; between them constrained rows get their masks (R7).
+Where launches return before their work is done, the forward of step k+1 is launched before the
+result of step k is waited for, so that the device never waits for the host; where they do not, a
+result is sent as soon as it is there.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Executor:
         tracer: Tracer,
         on_result: Callable[[bytes], None],
         on_error: Callable[[str], None],
+        mask_s: float = 0.02,
     ) -> None:
         """
         Args:
@@ -66,12 +68,16 @@ class Executor:
             on_result: receives the bytes of each `StepResult`; called in the thread.
             on_error: receives one sentence when a step failed; nothing is executed after it until
                 the next `prepare`.
+            mask_s: how long a step's sampler waits for masks once its forward is launched (R7).
         """
+        self._mask_s = mask_s
         self._load = load
         self._tracer = tracer
         self._on_result = on_result
         self._on_error = on_error
         self._inbox: queue.Queue[Callable[[], None] | bytes | None] = queue.Queue(INBOX_MAX)
+        # What was taken out of turn, while masks were waited for; one item at most.
+        self._held: list[Callable[[], None] | bytes | None] = []
         self._loaded: Future[Engine] = Future()
         self._engine: Engine | None = None
         self._runner: Runner | None = None
@@ -138,6 +144,8 @@ class Executor:
     def _take(self) -> Callable[[], None] | bytes | None:
         """The next item. While there is none, what runs is reaped and sent as soon as it is done:
         a plan that comes before that is launched behind it."""
+        if self._held:
+            return self._held.pop()
         with contextlib.suppress(queue.Empty):
             return self._inbox.get_nowait()
         self._send()
@@ -152,9 +160,11 @@ class Executor:
 
     def _execute(self, data: bytes) -> None:
         message = decode(data)
-        if isinstance(message, Mask):
-            raise PlanError(f"step {message.step} got a mask, which no row waits for")
         assert self._runner is not None and self._engine is not None
+        if isinstance(message, Mask):
+            if message.step >= self._runner.next_step:
+                raise PlanError(f"step {message.step} got masks before its plan")
+            return  # They came too late, and were not waited for.
         begin_ns = time.perf_counter_ns()
         timer = self._engine.device.timer()
         step = self._runner.stage(message)
@@ -164,11 +174,31 @@ class Executor:
         logits_LV = self._runner.forward(step)
         self._reap()  # The device computes the forward meanwhile.
         self._send()
-        outputs = self._runner.sample(step, logits_LV)
+        outputs = self._runner.sample(step, logits_LV, self._masks(step))
         timer.stop()
         self._running = _Running(step, outputs, begin_ns, timer)
         if not self._engine.device.asynchronous:
             self._reap()
+
+    def _masks(self, step: Step) -> Mask | None:
+        """Waits for a step's masks, on the rank that draws, while the device computes; None when
+        they do not come in time, or the router goes on without them (R7)."""
+        assert self._engine is not None
+        if self._engine.comm.rank != 0 or not step.masked_R.any():
+            return None
+        give_up = time.monotonic() + self._mask_s
+        while True:
+            try:
+                item = self._inbox.get(timeout=max(0.0, give_up - time.monotonic()))
+            except queue.Empty:
+                return None
+            message = decode(item) if isinstance(item, bytes) else None
+            if isinstance(message, Mask) and message.step <= step.plan.step:
+                if message.step == step.plan.step:
+                    return message
+                continue  # Too late for its own step.
+            self._held.append(item)
+            return None
 
     def _reap(self) -> None:
         """Waits for the step that runs, if one does; its result is then ready to be sent."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.engine import Engine, Preparation, Prepared, kv_layout
 from headrace.graphs import buckets, token_buckets
+from headrace.masks import mask_bytes
 from headrace.memory import BLOCKS_MIN, MIB, Room, plan_memory
 from headrace.ops.triton import counting_kernels, settle_keys
 from headrace.runner import Runner
@@ -56,10 +57,11 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     coming = {"graphs": graph_bytes, "reserve": device.reserve_bytes}
     budget = device.kv_budget(wanted.memory_fraction, engine.kv_bytes_max, engine.comm.size)
     state_bytes = 4 * wanted.state_slots_max * engine.vocab_size
+    masks = mask_bytes(wanted.step_rows_max, engine.vocab_size)
     plan = plan_memory(
         Room(after.total, after.free),
         {"weights": engine.weight_bytes, "activations": own, "group": engine.comm.shared_bytes},
-        coming | {"penalty state": state_bytes},
+        coming | {"penalty state": state_bytes, "masks": masks},
         block_bytes=layout.bytes_per_block(),
         pool_bytes_max=budget,
         blocks_max=wanted.blocks_max,

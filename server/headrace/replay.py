@@ -17,7 +17,7 @@ from headrace.errors import ConfigError
 from headrace.load import load_engine
 from headrace.record import PREPARE, RESULT, TO_SHARD, read_records
 from headrace.runner import Runner
-from headrace.wire import Plan, Result, RowFlag, decode, decode_result, messages
+from headrace.wire import Mask, Plan, Result, RowFlag, decode, decode_result, messages
 
 # Differences that are told one by one; more are only counted.
 DIFFERENCES_TOLD = 10
@@ -101,8 +101,8 @@ def replay(engine: Engine, records: list[tuple[int, bytes]]) -> Summary:
                 raise ConfigError("the record has a plan before its first Prepare")
             plan = decode(data)
             if not isinstance(plan, Plan):
-                raise ConfigError(f"step {plan.step} has a mask, which is not replayed yet")
-            made = runner.execute(plan)
+                continue  # Executed with its plan.
+            made = runner.execute(plan, _mask_of(plan, records[index + 1 :]))
             summary.steps += 1
             answer = recorded.get(plan.step)
             if answer is None:
@@ -123,6 +123,15 @@ def _results_until_prepare(records: list[tuple[int, bytes]]) -> dict[int, Result
             result = decode_result(data)
             found[result.step] = result
     return found
+
+
+def _mask_of(plan: Plan, records: list[tuple[int, bytes]]) -> Mask | None:
+    """The masks of a plan, which come before the next plan if it has any."""
+    if not (plan.row_flags_S & RowFlag.MASKED).any():
+        return None
+    sent = (decode(data) for kind, data in records if kind == TO_SHARD)
+    message = next(sent, None)
+    return message if isinstance(message, Mask) else None
 
 
 def _prepare(engine: Engine, data: bytes) -> Runner:

@@ -16,7 +16,7 @@ from headrace.graphs import DecodeGraphs, PieceGraphs
 from headrace.kv import KvPool
 from headrace.sampler import Drawn, Outputs, Sampler
 from headrace.slots import SlotRows
-from headrace.wire import Plan, Result
+from headrace.wire import Mask, Plan, Result, ResultFlag
 
 
 class Runner:
@@ -58,7 +58,7 @@ class Runner:
             self._graphs = DecodeGraphs(engine, self.slots, self.pool, inbox, sizes.rows)
         if sizes.tokens:
             self._pieces = PieceGraphs(engine, self.pool, inbox, sizes.tokens)
-        self._sampler = Sampler(engine, self.slots)
+        self._sampler = Sampler(engine, self.slots, wanted.step_rows_max)
 
     def capture(self) -> None:
         """Records the graphs; before the first step."""
@@ -66,6 +66,11 @@ class Runner:
             self._graphs.capture()
         if self._pieces is not None:
             self._pieces.capture()
+
+    @property
+    def next_step(self) -> int:
+        """The step that is due."""
+        return self._next_step
 
     def stage(self, plan: Plan) -> Step:
         """Applies a plan to the slots and copies what it needs to the device."""
@@ -87,16 +92,17 @@ class Runner:
             return tokens_T.new_zeros((0, columns), dtype=torch.float32)
         return self._engine.model(tokens_T, step.inputs.context)
 
-    def sample(self, step: Step, logits_LC: Tensor) -> Outputs:
-        """The second launch."""
-        graphs = self._graphs if step.bucket else None
-        if graphs is not None and not self._features(step):
-            return graphs.greedy(step)
-        return self._sampler.launch(step, logits_LC)
+    def sample(self, step: Step, logits_LC: Tensor, mask: Mask | None = None) -> Outputs:
+        """The second launch.
 
-    def _features(self, step: Step) -> bool:
-        """Whether some row takes more than its best token."""
-        return bool(self.slots.features(step.slot_R, step.position_R).any())
+        Args:
+            mask: what constrained rows may draw, on rank 0; those without draw anything (R7).
+        """
+        graphs = self._graphs if step.bucket else None
+        # The graph is of rows that take their best token of all.
+        if graphs is not None and not self._sampler.features(step).any():
+            return graphs.greedy(step)
+        return self._sampler.launch(step, logits_LC, mask)
 
     def result(self, step: Step, outputs: Outputs, device_time_us: int) -> Result:
         """Waits for a step's end."""
@@ -120,18 +126,19 @@ class Runner:
             digest=digest,
         )
 
-    def execute(self, plan: Plan) -> Result:
+    def execute(self, plan: Plan, mask: Mask | None = None) -> Result:
         """All of a step at once, for warming, replay and tests."""
         begin_ns = time.perf_counter_ns()
         step = self.stage(plan)
-        outputs = self.sample(step, self.forward(step))
+        outputs = self.sample(step, self.forward(step), mask)
         outputs.download.wait()
         return self.result(step, outputs, (time.perf_counter_ns() - begin_ns) // 1000)
 
 
 def _digest(step: Step, drawn: Drawn) -> int:
     """Of the plan's bytes, the slots' lengths and the NaN flags: equal on every rank."""
-    own = zlib.crc32(drawn.flags_R.tobytes(), zlib.crc32(step.length_S.tobytes()))
+    bad_R = drawn.flags_R & int(ResultFlag.NAN)  # Only rank 0 knows of masks.
+    own = zlib.crc32(bad_R.tobytes(), zlib.crc32(step.length_S.tobytes()))
     return zlib.crc32(step.plan.data) | own << 32
 
 

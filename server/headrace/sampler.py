@@ -15,9 +15,10 @@ from headrace.batch import PromptRow, Step
 from headrace.device import Download
 from headrace.engine import Engine
 from headrace.layers.embedding import whole_vocabulary
-from headrace.ops.sampling import Feature, SampleRows, Samples, empty_samples, uniform
+from headrace.masks import MaskBuffer, missed
+from headrace.ops.sampling import Feature, Masks, SampleRows, Samples, empty_samples, uniform
 from headrace.slots import SlotRows
-from headrace.wire import ResultFlag
+from headrace.wire import Mask, ResultFlag
 
 # Prompt tokens whose log-probabilities are computed at one time.
 PROMPT_CHUNK = 64
@@ -31,6 +32,7 @@ class Outputs:
     download: Download
     alternative_rows: list[np.ndarray]
     prompt_rows: tuple[PromptRow, ...]
+    missed_R: np.ndarray | None = None  # bool: rows without the mask that they waited for
 
     def wait(self) -> Drawn:
         """Waits for the device."""
@@ -42,10 +44,13 @@ class Outputs:
         told = [[next(arrays) for _ in range(3)] for _ in self.prompt_rows]
         prompt_logprob, best_token, best_logprob = zip(*told, strict=True) if told else ((),) * 3
         count_R, token, logprob = _ragged(self.row_R.size, groups)
+        flags_R = bad_R.astype(np.int32) * int(ResultFlag.NAN)
+        if self.missed_R is not None:
+            flags_R |= self.missed_R.astype(np.int32) * int(ResultFlag.MASK_MISSED)
         return Drawn(
             row_R=self.row_R.astype(np.int32),
             token_R=token_R.astype(np.int32),
-            flags_R=bad_R.astype(np.int32) * int(ResultFlag.NAN),
+            flags_R=flags_R,
             logprob_R=logprob_R,
             top_count_R=count_R,
             top_token=token,
@@ -78,21 +83,27 @@ class Sampler:
     Where ranks can agree on a step's tokens without gathering logits, they do.
     """
 
-    def __init__(self, engine: Engine, slots: SlotRows) -> None:
+    def __init__(self, engine: Engine, slots: SlotRows, rows_max: int) -> None:
+        """
+        Args:
+            rows_max: rows of a step at most.
+        """
         self._device = engine.device
         self._slots = slots
         self._backend = engine.sampling
         self._comm = engine.comm
         self._vocab_size = engine.vocab_size
         self._shared = engine.shared_sampling
+        self._masks = MaskBuffer(engine.device, rows_max, engine.vocab_size)
 
-    def launch(self, step: Step, logits_LC: Tensor) -> Outputs:
+    def launch(self, step: Step, logits_LC: Tensor, mask: Mask | None = None) -> Outputs:
         """Draws, and makes the tokens their slots' last ones.
 
         Args:
             logits_LC: of this rank's share of the vocabulary, in any dtype; may be overwritten.
+            mask: what constrained rows may draw, on rank 0; those without draw anything (R7).
         """
-        feature_R = self._slots.features(step.slot_R, step.position_R)
+        feature_R = self.features(step)
         if self._is_shared(step, feature_R):
             return self._launch_shared(step, logits_LC, feature_R)
         logits_LV = whole_vocabulary(logits_LC, self._comm, self._vocab_size)
@@ -100,7 +111,7 @@ class Sampler:
         logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
         if not self._backend.takes_half:
             logits_RV = logits_RV.float()
-        samples = self._draw(step, logits_RV, feature_R)
+        samples = self._draw(step, logits_RV, feature_R, mask)
         token_R = samples.token_S
         if step.row_R.size:
             self._comm.broadcast(token_R)
@@ -114,7 +125,13 @@ class Sampler:
             download=self._device.download([*tensors, *prompts]),
             alternative_rows=[group.row_R for group in samples.alternatives],
             prompt_rows=step.prompts,
+            missed_R=missed(step, mask) if step.masked_R.any() else None,
         )
+
+    def features(self, step: Step) -> np.ndarray:
+        """What the sampling of each row needs, masks included, on every rank the same."""
+        feature_R = self._slots.features(step.slot_R, step.position_R)
+        return np.where(step.masked_R, feature_R | int(Feature.MASKED), feature_R)
 
     def _is_shared(self, step: Step, feature_R: np.ndarray) -> bool:
         """Whether ranks can agree on all that is asked for: best tokens, and draws from all."""
@@ -139,10 +156,14 @@ class Sampler:
         tensors = [samples.token_S, samples.logprob_S, samples.bad_S]
         return Outputs(step.row_R, self._device.download(tensors), [], ())
 
-    def _draw(self, step: Step, logits_RV: Tensor, feature_R: np.ndarray) -> Samples:
+    def _draw(
+        self, step: Step, logits_RV: Tensor, feature_R: np.ndarray, mask: Mask | None
+    ) -> Samples:
         if not step.row_R.size or self._comm.rank != 0:
             return self._undrawn(logits_RV)
-        return self._backend.sample(logits_RV, self._rows(step, feature_R))
+        masks = None if mask is None else self._masks.send(step, mask)
+        feature_R = np.where(missed(step, mask), feature_R & ~int(Feature.MASKED), feature_R)
+        return self._backend.sample(logits_RV, self._rows(step, feature_R, masks))
 
     def _undrawn(self, logits_RV: Tensor) -> Samples:
         """What a rank knows before it is told what rank 0 drew."""
@@ -151,7 +172,7 @@ class Sampler:
             samples = replace(samples, bad_S=self._backend.bad_rows(logits_RV))
         return samples
 
-    def _rows(self, step: Step, feature_R: np.ndarray) -> SampleRows:
+    def _rows(self, step: Step, feature_R: np.ndarray, masks: Masks | None) -> SampleRows:
         """Gathers what the rows' features need, and nothing else."""
         features = Feature(int(np.bitwise_or.reduce(feature_R)))
         if not features:
@@ -174,6 +195,7 @@ class Sampler:
             state_slot_S=state_slot_R,
             bias=slots.bias(step.slot_R, feature_R),
             banned=slots.banned(step.slot_R, feature_R),
+            masks=masks,
         )
 
     def _prompt(self, row: PromptRow, step: Step, logits_LV: Tensor) -> tuple[Tensor, ...]:

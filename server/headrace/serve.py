@@ -62,6 +62,7 @@ class ShardService:
             NoTracer(),
             self._post,
             self._post,
+            serve.engine.mask_ms_max / 1000,
         )
         self._engine: Engine | None = None
 

@@ -42,6 +42,7 @@ KNOWN_BY: dict[str, set[str]] = {
         "warm",
         "slots",
         "sampler",
+        "masks",
         "replay",
         "telemetry",
     },

@@ -168,7 +168,7 @@ def test_prompt_logprobs_are_the_same_in_one_chunk_and_in_many():
         ({"row_len_S": i32(0, 7)}, "without tokens"),
         ({"token_id": i32(1)}, "brings 1 tokens for 7"),
         ({"token_id": i32(50, 51, 20, 21, 22, 23, 97)}, "outside the vocabulary"),
-        ({"row_flags_S": i32(1, 9)}, "constrained rows"),
+        ({"row_flags_S": i32(1, 8)}, "waits for a mask and draws nothing"),
         ({"bindings": [bind(2), bind(2)]}, "bound again"),
         ({"bindings": [bind(8)]}, "only 8 were prepared"),
         ({"bindings": [bind(2, Sampling(watermark=True)), bind(5)]}, "a watermark"),

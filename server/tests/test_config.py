@@ -50,6 +50,7 @@ def example() -> dict[str, Any]:
             "max_client_batch_size": 4,
             "payload_limit": 2000000,
             "validation_workers": 2,
+            "disable_grammar_support": False,
         },
         "engine": {
             "block_tokens": 0,
@@ -61,6 +62,7 @@ def example() -> dict[str, Any]:
             "pipeline_depth": 2,
             "prefix_caching": True,
             "record": "/tmp/run.plans",
+            "mask_ms_max": 20,
             "step_deadline_ms": 60000,
             "prepare_deadline_ms": 600000,
         },

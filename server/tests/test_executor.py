@@ -10,6 +10,7 @@ import torch
 from fake_model import FakeModel, fake_engine, logits_after, preparation
 from planner import Planner, Sequence
 from test_batch import bind, first_plan, i32, plan
+from test_sampler import packed
 
 from headrace.batch import Step
 from headrace.device.base import Download
@@ -17,8 +18,10 @@ from headrace.device.cpu import CpuDevice
 from headrace.engine import Engine, Preparation
 from headrace.errors import PlanError
 from headrace.executor import INBOX_MAX, POLL_S, Executor
+from headrace.ops.sampling import SampleRows, Samples
 from headrace.runner import Runner
 from headrace.telemetry import NoTracer, TraceContext
+from headrace.testing.threads import ThreadComm, run_ranks
 from headrace.warm import CROWD, warm_plans
 from headrace.wire import (
     Mask,
@@ -27,6 +30,7 @@ from headrace.wire import (
     ResultFlag,
     RowFlag,
     Sampling,
+    decode,
     decode_result,
     encode_plan,
     messages,
@@ -38,7 +42,9 @@ WAIT_S = 10.0
 class Harness:
     """An executor with its results and errors caught."""
 
-    def __init__(self, engine: Engine | None = None, tracer: object | None = None) -> None:
+    def __init__(
+        self, engine: Engine | None = None, tracer: object | None = None, mask_s: float = 0.02
+    ) -> None:
         self.results: list[Result] = []
         self.errors: list[str] = []
         self.threads: set[str] = set()
@@ -48,6 +54,7 @@ class Harness:
             tracer or NoTracer(),  # type: ignore[arg-type]
             self._on_result,
             self._on_error,
+            mask_s,
         )
         self.executor.start().result(WAIT_S)
 
@@ -177,13 +184,139 @@ def test_the_inbox_is_bounded():
     executor.stop()
 
 
-def test_masks_are_refused_until_they_exist(harness: Harness):
-    harness.prepare()
+def mask_of(step: int, row: list[int], allowed: list[list[int]]) -> bytes:
+    """The message with the masks of some rows."""
     kinds = messages()
-    harness.executor.submit(kinds.ToShard(mask=kinds.StepMask(step=3)).SerializeToString())
+    bits = b"".join(packed(tokens).tobytes() for tokens in allowed)
+    mask = kinds.StepMask(step=step, row_i32le=i32(*row).tobytes(), bits=bits)
+    return kinds.ToShard(mask=mask).SerializeToString()
+
+
+def masked_plan(step: int = 1, rows: int = 2) -> Plan:
+    """A plan whose first rows wait for masks, of slots that were bound."""
+    made = second_plan(step) if step else first_plan()
+    flags = made.row_flags_S.copy()
+    flags[:rows] |= int(RowFlag.MASKED)
+    object.__setattr__(made, "row_flags_S", flags)
+    return made
+
+
+def test_a_mask_that_is_there_is_kept_to(harness: Harness):
+    harness.prepare()
+    harness.submit(first_plan(), masked_plan(rows=1))
+    harness.executor.submit(mask_of(1, [0], [[7, 90]]))
+    harness.wait(lambda: len(harness.results) == 2)
+    first, second = harness.results
+    known = [20, 21, 22, 23, 24, int(first.token_id[1])]
+    logits_V = logits_after(known)
+    assert int(second.token_id[0]) == max((7, 90), key=lambda token: logits_V[token])
+    assert second.row_flags.tolist() == [0, 0]
+    # The row beside it is as it would be alone.
+    plain = Harness()
+    plain.prepare()
+    plain.submit(first_plan(), second_plan())
+    plain.wait(lambda: len(plain.results) == 2)
+    assert int(second.token_id[1]) == int(plain.results[1].token_id[1])
+    assert float(second.logprob[1]) == float(plain.results[1].logprob[1])
+    plain.executor.stop()
+
+
+def test_a_mask_may_come_while_it_is_waited_for():
+    harness = Harness(mask_s=WAIT_S)
+    harness.prepare()
+    harness.submit(first_plan(), masked_plan(rows=1))
+    harness.wait(lambda: len(harness.results) == 1)  # The first result does not wait for it.
+    harness.executor.submit(mask_of(1, [0], [[3]]))
+    harness.wait(lambda: len(harness.results) == 2)
+    assert int(harness.results[1].token_id[0]) == 3
+    assert harness.results[1].row_flags.tolist() == [0, 0]
+    harness.executor.stop()
+
+
+def test_masks_that_do_not_come_are_missed(harness: Harness):
+    harness.prepare()
+    harness.submit(first_plan(), masked_plan(rows=1))
+    harness.wait(lambda: len(harness.results) == 2)
+    missed = int(ResultFlag.MASK_MISSED)
+    assert harness.results[1].row_flags.tolist() == [missed, 0]
+    # Those that come later are nobody's.
+    harness.executor.submit(mask_of(1, [0], [[3]]))
+    harness.submit(second_plan(step=2))
+    harness.wait(lambda: bool(harness.errors) or len(harness.results) == 3)
+    assert not harness.errors or "step 2" in harness.errors[0]
+
+
+def test_a_row_that_is_left_out_misses_its_mask_and_a_plan_says_that_none_will_come():
+    harness = Harness(mask_s=WAIT_S)
+    harness.prepare()
+    harness.submit(masked_plan(step=0))
+    harness.executor.submit(mask_of(0, [1], [[5]]))
+    harness.wait(lambda: len(harness.results) == 1)
+    missed = int(ResultFlag.MASK_MISSED)
+    assert harness.results[0].row_flags.tolist() == [missed, 0]
+    assert int(harness.results[0].token_id[1]) == 5
+    begin = time.monotonic()
+    harness.submit(masked_plan(), second_plan(step=2))
+    harness.wait(lambda: len(harness.results) >= 2)
+    assert harness.results[1].row_flags.tolist() == [missed, missed]
+    assert time.monotonic() - begin < WAIT_S
+    harness.executor.stop()
+
+
+def test_masks_of_other_rows_or_of_a_plan_to_come_are_refused():
+    for data, sentence in [
+        (mask_of(1, [1], [[5]]), "step 1 got masks of rows that wait for none"),
+        (mask_of(1, [0, 0], [[5], [5]]), "step 1 got masks of rows that wait for none"),
+        (mask_of(1, [9], [[5]]), "step 1 got masks of rows that wait for none"),
+        (mask_of(1, [0], []), "step 1 got 0 bytes of masks for 1 rows; a row has 16"),
+    ]:
+        harness = Harness(mask_s=WAIT_S)
+        harness.prepare()
+        harness.submit(first_plan(), masked_plan(rows=1))
+        harness.executor.submit(data)
+        harness.wait(lambda: bool(harness.errors))  # noqa: B023
+        assert harness.errors == [sentence]
+        harness.executor.stop()
+    harness = Harness()
+    harness.prepare()
+    harness.executor.submit(mask_of(3, [0], [[5]]))
     harness.wait(lambda: bool(harness.errors))
-    assert "step 3 got a mask" in harness.errors[0]
-    assert Mask(3, i32(), b"").step == 3
+    assert harness.errors == ["step 3 got masks before its plan"]
+    harness.executor.stop()
+
+
+def test_ranks_take_the_masked_token_of_the_first():
+    mask = decode(mask_of(1, [0], [[7]]))
+    assert isinstance(mask, Mask)
+
+    def rank(comm: ThreadComm) -> tuple[list[int], list[int]]:
+        runner = Runner(fake_engine(comm=comm), preparation(), blocks=64)
+        runner.execute(first_plan())
+        made = masked_plan(rows=2)
+        # Only the first rank is told, of one row of two.
+        result = runner.execute(made, mask if comm.rank == 0 else None)
+        last = runner.slots.last_tokens(torch.tensor([2, 5])).tolist()
+        return [*last, result.digest], result.row_flags.tolist()
+
+    (first, flags), (second, none) = run_ranks(2, rank)
+    assert first == second and first[0] == 7
+    assert (flags, none) == ([0, int(ResultFlag.MASK_MISSED)], [])
+
+
+def test_a_step_without_a_mask_has_none_of_its_work(monkeypatch: pytest.MonkeyPatch):
+    runner = Runner(fake_engine(), preparation(), blocks=64)
+    seen: list[int] = []
+    sample = type(runner._engine.sampling).sample
+
+    def spy(self: object, logits_SV: torch.Tensor, rows: SampleRows) -> Samples:
+        seen.append(int(np.bitwise_or.reduce(rows.features_S)))
+        assert rows.masks is None
+        return sample(self, logits_SV, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(runner._engine.sampling), "sample", spy)
+    runner.execute(first_plan())
+    runner.execute(masked_plan())  # All of them are missed: nothing is masked either.
+    assert seen == [0, 0]
 
 
 def test_nan_is_flagged_and_stays_in_its_row():

@@ -1,5 +1,7 @@
 """The batched sampler against its plain twin, and what both promise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from headrace.ops import sampling
 from headrace.ops.sampling import (
     IN_PROMPT,
     Edits,
+    Feature,
+    Masks,
     SampleRows,
     Samples,
     uniform,
@@ -67,6 +71,29 @@ def rows_of(samplings: list[Sampling], vocab: int, position: int = 9, seed: int 
     )
 
 
+def packed(tokens: list[int], vocab: int = 97) -> np.ndarray:
+    """A row's mask, as words."""
+    bits = np.zeros(-(-vocab // 32) * 32, bool)
+    bits[tokens] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def masked(rows: SampleRows, row_M: list[int], allowed: list[list[int]], vocab: int) -> SampleRows:
+    """The same rows, some of them with masks."""
+    feature_S = rows.features_S.copy()
+    feature_S[row_M] |= int(Feature.MASKED)
+    bits_MW = np.stack([packed(tokens, vocab) for tokens in allowed])
+    masks = Masks(torch.tensor(row_M), torch.from_numpy(bits_MW))
+    return replace(rows, features_S=feature_S, masks=masks)
+
+
+def few_and_many(rows: int, vocab: int, seed: int) -> list[list[int]]:
+    """Masks of one token, of a few, of half of them and of all."""
+    rng = np.random.default_rng(seed)
+    counts = [1, min(3, vocab), vocab // 2, vocab]
+    return [rng.choice(vocab, counts[i % 4], replace=False).tolist() for i in range(rows)]
+
+
 def edits(flat: list[tuple[int, int, float]]) -> Edits | None:
     if not flat:
         return None
@@ -112,6 +139,47 @@ def test_batched_equals_reference(vocab: int, position: int):
     x_SV = logits(len(samplings), vocab, position, scale=[3.0, 0.3, 1.0, 10.0][position])
     rows = rows_of(samplings, vocab, position, seed=position)
     compare(FAST.sample(x_SV.clone(), rows), PLAIN.sample(x_SV.clone(), rows))
+
+
+@pytest.mark.parametrize("vocab", [97, 1000, 20000])
+@pytest.mark.parametrize("seed", range(4))
+def test_masked_rows_draw_what_they_may_and_as_the_reference(vocab: int, seed: int):
+    x_SV = logits(len(GRID), vocab, seed)
+    row_M = [row for row in range(len(GRID)) if (row + seed) % 3]
+    allowed = few_and_many(len(row_M), vocab, seed)
+    plain = rows_of(GRID, vocab, seed=seed)
+    rows = masked(plain, row_M, allowed, vocab)
+    fast = FAST.sample(x_SV.clone(), rows)
+    compare(fast, PLAIN.sample(x_SV.clone(), rows))
+    for row, tokens in zip(row_M, allowed, strict=True):
+        assert int(fast.token_S[row]) in tokens
+    # Rows without a mask do not notice.
+    without = FAST.sample(x_SV.clone(), plain)
+    for row in set(range(len(GRID))) - set(row_M):
+        assert fast.token_S[row] == without.token_S[row]
+        assert fast.logprob_S[row] == without.logprob_S[row]
+
+
+def test_log_probabilities_are_of_what_may_be_drawn_unless_they_are_raw():
+    x_SV = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2)
+    rows = rows_of([Sampling(top_n=4), Sampling(top_n=4, logprob_raw=True)], 4)
+    for backend in (FAST, PLAIN):
+        samples = backend.sample(x_SV.clone(), masked(rows, [0, 1], [[0, 1]] * 2, 4))
+        assert samples.token_S.tolist() == [1, 1]
+        of_two, of_all = (x_SV[0, :2].log_softmax(0), x_SV[0].log_softmax(0))
+        expected = torch.stack([of_two[1], of_all[1]])
+        torch.testing.assert_close(samples.logprob_S.float(), expected)
+        best = tops(samples)
+        assert [token for token, _ in best[0]] == [1, 0]
+        assert [token for token, _ in best[1]] == [3, 2, 1, 0]
+
+
+def test_a_bad_number_that_a_mask_hides_is_seen():
+    x_SV = logits(3, 97, 1)
+    x_SV[1, 5] = torch.nan
+    rows = masked(rows_of([Sampling()] * 3, 97), [0, 1], [[1, 2]] * 2, 97)
+    for backend in (FAST, PLAIN):
+        assert backend.sample(x_SV.clone(), rows).bad_S.tolist() == [False, True, False]
 
 
 def test_batched_equals_reference_where_logits_tie():

@@ -15,10 +15,18 @@ pytest.importorskip("triton")
 
 from device_here import DEVICE, device_gpu
 from late import late_copy
-from test_sampler import GRID, compare, edits, rows_of, tops
+from test_sampler import GRID, compare, edits, few_and_many, masked, rows_of, tops
 
 from conftest import CUDA
-from headrace.ops.sampling import BatchedSampling, Edits, Knobs, SampleRows, Samples, Search
+from headrace.ops.sampling import (
+    BatchedSampling,
+    Edits,
+    Knobs,
+    Masks,
+    SampleRows,
+    Samples,
+    Search,
+)
 from headrace.ops.sampling.base import empty_samples
 from headrace.ops.sampling.reference import ReferenceSampling
 from headrace.ops.sampling.triton import TIES_MAX, Sizes, TritonSampling
@@ -121,7 +129,7 @@ def on_device(rows: SampleRows) -> SampleRows:
     def moved(value):
         if isinstance(value, Tensor):
             return value.to(DEVICE)
-        if isinstance(value, Knobs | Edits):
+        if isinstance(value, Knobs | Edits | Masks):
             return type(value)(**{f.name: moved(getattr(value, f.name)) for f in fields(value)})
         return value
 
@@ -173,6 +181,29 @@ def test_all_features_beside_each_other(
     samplings = [s for s in GRID if vocab > max(s.bias_token, default=0)]
     x_SV = logits(len(samplings), vocab, seed, scale).to(dtype)
     check_twins(x_SV, rows_of(samplings, vocab, seed, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "seed", "dtype"),
+    [(97, 0, torch.float32), (509, 1, torch.bfloat16), (1000, 2, torch.float16)],
+    ids=str,
+)
+def test_masked_rows_beside_each_other(vocab: int, seed: int, dtype: torch.dtype) -> None:
+    x_SV = logits(len(GRID), vocab, seed).to(dtype)
+    row_M = [row for row in range(len(GRID)) if (row + seed) % 3 or row in (3, 4)]
+    allowed = few_and_many(len(row_M), vocab, seed)
+    plain = rows_of(GRID, vocab, seed=seed)
+    rows = masked(plain, row_M, allowed, vocab)
+    check_twins(x_SV, rows)
+    drawn, without = draw(x_SV, rows), draw(x_SV, plain)
+    for row in set(range(len(GRID))) - set(row_M):
+        assert drawn.token_S[row] == without.token_S[row]
+        assert drawn.logprob_S[row] == without.logprob_S[row]
+    # No mask hides a bad number.
+    for row, bad in ((3, torch.nan), (4, torch.inf)):
+        hidden = next(t for t in range(vocab) if t not in allowed[row_M.index(row)] or t == 5)
+        x_SV[row, hidden] = bad
+    assert draw(x_SV, rows).bad_S.tolist() == [row in (3, 4) for row in range(len(GRID))]
 
 
 def random_sampling(rng: np.random.Generator, vocab: int) -> Sampling:

@@ -177,6 +177,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             max_client_batch_size: 1,
             payload_limit: 1 << 20,
             validation_workers: 1,
+            disable_grammar_support: false,
         },
         engine: config::Engine {
             block_tokens: 0,
@@ -185,6 +186,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             step_tokens_max: 16_384,
             prefill_tokens_max: 8192,
             itl_target_ms: 0,
+            mask_ms_max: 20,
             pipeline_depth: 2,
             prefix_caching: true,
             record: None,

@@ -309,6 +309,7 @@ impl Bench {
             ending: Vec::new(),
             tokens_max: Some(Tokens(osl)),
             prompt_logprobs: false,
+            masked: false,
             trace: None,
         };
         Request::new(spec, limits).map_err(|error| error.to_string())

@@ -46,7 +46,7 @@ or SM. COMPUTE_TYPE is what the header x-compute-type says.
 Flags of TGI that are taken and without effect here: --trust-remote-code, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs, \
 --prometheus-port, --disable-custom-kernels, --watermark-gamma, --watermark-delta, \
---disable-grammar-support, --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
+--enable-prefill-logprobs, --usage-stats. Not supported yet, and \
 refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
 --rope-factor, --ngrok, and --speculate with more than 0.";
 
@@ -229,7 +229,7 @@ pub struct RequestArgs {
         default_value_t = 2_000_000
     )]
     pub payload_limit: usize,
-    /// Threads that tokenize
+    /// Threads that tokenize; as many compile grammars, and as many compute what these allow
     #[arg(
         long,
         env = "VALIDATION_WORKERS",
@@ -237,6 +237,9 @@ pub struct RequestArgs {
         default_value_t = 2
     )]
     pub validation_workers: usize,
+    /// Refuse requests for a grammar
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT")]
+    pub disable_grammar_support: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -276,6 +279,15 @@ pub struct EngineArgs {
         default_value_t = 2
     )]
     pub pipeline_depth: u32,
+    /// Milliseconds that a step's sampler waits for what grammars allow; a request that this is too
+    /// short for twice in a row fails
+    #[arg(
+        long,
+        env = "HEADRACE_MASK_MS_MAX",
+        value_name = "MS",
+        default_value_t = 20
+    )]
+    pub mask_ms_max: u32,
     /// Seconds that one step may take before its group counts as lost
     #[arg(
         long,

@@ -78,9 +78,6 @@ pub struct CompatArgs {
     /// Without effect yet: watermarks
     #[arg(long, hide = true, env = "WATERMARK_DELTA", value_name = "DELTA")]
     pub watermark_delta: Option<f32>,
-    /// Without effect yet: grammars
-    #[arg(long, hide = true, env = "DISABLE_GRAMMAR_SUPPORT")]
-    pub disable_grammar_support: bool,
     /// Without effect: log-probabilities of a prompt are computed when a request asks for them
     #[arg(long, hide = true, env = "ENABLE_PREFILL_LOGPROBS")]
     pub enable_prefill_logprobs: bool,

@@ -96,8 +96,10 @@ pub struct Requests {
     pub max_client_batch_size: usize,
     /// Bytes of a request body.
     pub payload_limit: usize,
-    /// Threads that tokenize.
+    /// Threads that tokenize; as many compile grammars, and as many compute masks.
     pub validation_workers: usize,
+    /// Whether requests for a grammar are refused.
+    pub disable_grammar_support: bool,
 }
 
 /// How steps are made.
@@ -121,6 +123,8 @@ pub struct Engine {
     pub prefix_caching: bool,
     /// A file that every plan is written to, for `headrace replay`.
     pub record: Option<PathBuf>,
+    /// What a step's sampler waits for the masks of its constrained rows.
+    pub mask_ms_max: u32,
     /// A step that takes longer than this takes the group down.
     pub step_deadline_ms: u64,
     /// Loading and `Prepare` together may take this long.

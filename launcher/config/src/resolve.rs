@@ -27,6 +27,8 @@ const STEP_TOKENS_CUDA: u32 = 8192;
 /// Sequences running at one time when nobody says; on a GPU as many as its graphs go up to.
 const RUNNING_CPU: u32 = 256;
 const RUNNING_CUDA: u32 = 512;
+/// What a step may wait for masks at most: a second.
+const MASK_MAX_MS: u32 = 1000;
 /// The target of the gaps between tokens at most: a minute.
 const ITL_TARGET_MAX_MS: u32 = 60_000;
 /// A block holds this many tokens at most.
@@ -347,6 +349,7 @@ fn requests(typed: &Typed) -> Result<Requests, ConfigError> {
         )?,
         payload_limit: least_one("--payload-limit", typed.payload_limit, usize::MAX)?,
         validation_workers: least_one("--validation-workers", typed.validation_workers, 1024)?,
+        disable_grammar_support: typed.disable_grammar_support,
     })
 }
 
@@ -386,6 +389,12 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
         0,
         ITL_TARGET_MAX_MS.into(),
     )?;
+    let mask_ms_max = bounded(
+        "--mask-ms-max",
+        typed.mask_ms_max.into(),
+        1,
+        MASK_MAX_MS.into(),
+    )?;
     let block_tokens = match typed.block_tokens {
         None => 0,
         Some(value) if !value.is_power_of_two() && value != 0 => {
@@ -409,6 +418,7 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
         itl_target_ms: narrow(itl_target_ms),
         pipeline_depth: narrow(depth),
         prefix_caching: typed.prefix_caching,
+        mask_ms_max: narrow(mask_ms_max),
         record: typed.record_plans.clone(),
         step_deadline_ms: timeout_ms("--step-timeout", typed.step_timeout)?,
         prepare_deadline_ms,

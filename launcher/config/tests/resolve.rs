@@ -102,6 +102,8 @@ fn without_flags_the_defaults_are_tgis() {
         (1024, 2)
     );
     assert_eq!(engine.itl_target_ms, 50);
+    assert_eq!(engine.mask_ms_max, 20);
+    assert!(!requests.disable_grammar_support);
     assert!(engine.prefix_caching && engine.record.is_none());
     assert_eq!(
         (serve.device.kind.as_str(), serve.device.dtype.as_str()),
@@ -149,6 +151,8 @@ fn a_flag_means_what_it_says() {
         --max-batch-prefill-tokens 4096 | /engine/step_tokens_max | 4096
         --itl-target-ms 15 | /engine/itl_target_ms | 15
         --itl-target-ms 0 | /engine/itl_target_ms | 0
+        --mask-ms-max 5 | /engine/mask_ms_max | 5
+        --disable-grammar-support | /requests/disable_grammar_support | true
         --max-running 64 | /engine/running_max | 64
         --max-batch-size 32 | /engine/running_max | 32
         --max-batch-size 999 | /engine/running_max | 256

@@ -49,6 +49,7 @@ fn admit(scheduler: &mut Scheduler, salt: u32, length: u32) {
         ending: vec![TokenId(127_999)],
         tokens_max: Some(Tokens(2000)),
         prompt_logprobs: false,
+        masked: false,
         trace: None,
     };
     scheduler

@@ -15,6 +15,10 @@ pub enum FinishReason {
     Cancelled,
     /// The model produced a number that is none (R10).
     Nan,
+    /// A mask was missed twice for one token (R7).
+    MaskMissed,
+    /// The grammar asked for more than its bounds allow while it was followed.
+    GrammarFailed,
     /// The shard group did not come back (R8).
     GroupLost,
 }

@@ -60,11 +60,17 @@ pub enum Mutation {
     ResetKeepsNumbering,
     /// A binding's history misses its newest token.
     HistoryOneShort,
+    /// A token that was drawn without its mask is taken.
+    MissedMaskTaken,
+    /// A mask may be missed for ever.
+    MissedMaskForgiven,
+    /// A prompt's last chunk waits for no mask.
+    MaskNotWanted,
 }
 
 impl Mutation {
     /// Every mutation.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::PoolKeepsTakenBlock,
         Self::PoolLosesGivenBlock,
         Self::MatchCoversLastToken,
@@ -93,6 +99,9 @@ impl Mutation {
         Self::LogprobsTakeMatch,
         Self::ResetKeepsNumbering,
         Self::HistoryOneShort,
+        Self::MissedMaskTaken,
+        Self::MissedMaskForgiven,
+        Self::MaskNotWanted,
     ];
 }
 

@@ -85,6 +85,8 @@ pub struct RequestSpec {
     pub tokens_max: Option<Tokens>,
     /// Log-probabilities of the prompt are wanted; such a request takes no prefix match (R5).
     pub prompt_logprobs: bool,
+    /// Every token is drawn under a mask (R7), which somebody else makes.
+    pub masked: bool,
     /// The caller's span, when its trace is sampled.
     pub trace: Option<TraceContext>,
 }
@@ -97,6 +99,7 @@ pub struct Request {
     pub(crate) ending: Arc<[TokenId]>,
     pub(crate) tokens_max: Tokens,
     pub(crate) prompt_logprobs: bool,
+    pub(crate) masked: bool,
     pub(crate) trace: Option<TraceContext>,
 }
 
@@ -187,6 +190,7 @@ impl Request {
             ending: spec.ending.into(),
             tokens_max,
             prompt_logprobs: spec.prompt_logprobs,
+            masked: spec.masked,
             trace: spec.trace,
         })
     }
@@ -199,6 +203,11 @@ impl Request {
     /// New tokens at most.
     pub fn tokens_max(&self) -> Tokens {
         self.tokens_max
+    }
+
+    /// Whether every token is drawn under a mask.
+    pub fn masked(&self) -> bool {
+        self.masked
     }
 
     /// How tokens are drawn.

@@ -55,6 +55,8 @@ pub struct Stats {
     pub preemptions: u64,
     /// Counter: sequences sent back because of somebody else's NaN.
     pub requeued: u64,
+    /// Counter: masks that came too late (R7).
+    pub masks_missed: u64,
     /// Counter: tokens of known text that were planned for computation, recomputation included.
     pub prefill_tokens: u64,
     /// Counter: tokens of known text that came from the prefix tree.
@@ -77,6 +79,17 @@ pub struct Load {
     pub backlog: u64,
 }
 
+/// A row of the newest plan that waits for a mask, as long as it is its sequence's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaskedRow {
+    /// The row.
+    pub row: i32,
+    /// Whose it is.
+    pub seq: SeqId,
+    /// New tokens before the one that it draws: the mask is the one after so many.
+    pub after: u32,
+}
+
 /// A row of a plan in flight, as far as `commit` needs it.
 #[derive(Debug, Clone, Copy)]
 struct PlannedRow {
@@ -86,6 +99,7 @@ struct PlannedRow {
     end: Tokens,
     len: Tokens,
     sampled: bool,
+    masked: bool,
     logprobs: bool,
     /// The block of the row's last cell.
     tail: BlockId,
@@ -233,6 +247,23 @@ impl Scheduler {
     /// tells it otherwise, a step later.
     pub fn take_events(&mut self, events: &mut Vec<SeqEvent>) {
         events.append(&mut self.events);
+    }
+
+    /// The rows of the newest plan in flight that wait for a mask (R7), ascending, into `rows`; whether
+    /// there were any when it was planned. A row whose sequence has ended or was sent back since is
+    /// left out: nobody takes its token.
+    pub fn masked_rows(&self, rows: &mut Vec<MaskedRow>) -> bool {
+        rows.clear();
+        let Some(step) = self.in_flight.back() else {
+            return false;
+        };
+        for (row, planned) in (0i32..).zip(&step.rows).filter(|(_, row)| row.masked) {
+            if let Some(seq) = self.owner(planned) {
+                let after = planned.end.0 - self.sequences[seq].prompt_len().0;
+                rows.push(MaskedRow { row, seq, after });
+            }
+        }
+        step.rows.iter().any(|row| row.masked)
     }
 
     /// Takes back a plan that has been sent, so that the next one reuses its memory. Optional.

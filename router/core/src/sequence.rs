@@ -58,6 +58,8 @@ pub(crate) struct Sequence {
     pub(crate) preempted: bool,
     /// It was sent back because of a NaN in a block that it leased, and leases only proven ones (R10).
     pub(crate) wary: bool,
+    /// The mask of its next token was missed once (R7).
+    pub(crate) mask_missed: bool,
     /// Prompt tokens whose log-probabilities have been told.
     pub(crate) logprobs_told: Tokens,
 }
@@ -83,6 +85,7 @@ impl Sequence {
             started: false,
             preempted: false,
             wary: false,
+            mask_missed: false,
             logprobs_told: Tokens(0),
         }
     }

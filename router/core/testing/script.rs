@@ -7,11 +7,11 @@
 //! limits blocks=8 block=4 step_tokens=16 depth=2      first, once; every knob has a default
 //! admit a prompt=5 max=10                             ids of its own; an ending id is 2
 //!       like=b:8    the first 8 ids are those of b    after=b   b's ids so far come first
-//!       penalty logprobs no_end
+//!       penalty logprobs masked no_end
 //! plan                                                or `plan 2`
 //! allow cost=100 token=10 pair=1 min=4 max=8          of later plans' prompt tokens; or `allow`
 //! commit 0 a=EOS b=7 c=NAN d=BAD                      the model draws for the others; NAN spoils
-//!                                                     logits, BAD the row's cells, MISSED a mask
+//!                                                     logits, BAD the row's cells, MISSED its mask
 //! run 3                                               plan and commit, three times
 //! finish a cancelled                                  or stop
 //! lose first_step=10 blocks=6                         the group is lost and comes back
@@ -23,7 +23,7 @@ use crate::budget::PromptAllowance;
 use crate::event::{FinishReason, SeqEvent};
 use crate::ids::{BlockSize, Blocks, SeqId, SlotId, StepId, TokenId, Tokens};
 use crate::limits::Limits;
-use crate::plan::{StepPlan, result_flag, row_flag};
+use crate::plan::{StepPlan, row_flag};
 use crate::request::{Request, RequestSpec, Sampling};
 use crate::scheduler::Scheduler;
 use crate::testing::symbolic::{Fault, Model, Referee};
@@ -190,6 +190,7 @@ impl Runner {
             },
             tokens_max: arguments.number("max").map(Tokens),
             prompt_logprobs: arguments.has("logprobs"),
+            masked: arguments.has("masked"),
             trace: arguments.has("traced").then_some([1; 25]),
         }
     }
@@ -272,7 +273,6 @@ impl Runner {
             step,
             "steps are committed in order"
         );
-        let mut missed = None;
         for (name, token) in Arguments::new(rest).pairs() {
             let row = in_flight.names.iter().position(|other| other == name);
             let row = row.unwrap_or_else(|| panic!("step {step} has no row of {name}"));
@@ -280,20 +280,17 @@ impl Runner {
                 "EOS" => self.referee.force(row, END),
                 "NAN" => self.referee.inject(row, Fault::Logits),
                 "BAD" => self.referee.inject(row, Fault::Cells),
-                "MISSED" => missed = Some(row),
+                "MISSED" => self.referee.inject(row, Fault::Mask),
                 _ => self
                     .referee
                     .force(row, TokenId(token.parse().expect("an id"))),
             }
         }
         let zombies = self.scheduler.stats().zombie_rows;
-        let mut result = self
+        let result = self
             .referee
             .step()
             .expect("it was received when it was planned");
-        if let Some(row) = missed {
-            result.row_flags[row] |= result_flag::MASK_MISSED;
-        }
         let mut events = Vec::new();
         if let Err(error) = self.scheduler.commit(&result, &mut events) {
             return self.say(&format!("refused: {error}"));
@@ -395,6 +392,7 @@ fn rows_of(plan: &StepPlan, names: &[String]) -> String {
             (row_flag::FROM_SLOT, " from slot"),
             (row_flag::PROMPT_LOGPROBS, " logprobs"),
             (row_flag::SAMPLE, " sample"),
+            (row_flag::MASKED, " masked"),
         ] {
             if plan.row_flags[row] & bit != 0 {
                 text += word;

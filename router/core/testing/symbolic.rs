@@ -44,6 +44,8 @@ pub enum Fault {
     Logits,
     /// Every cell that the row writes holds a NaN.
     Cells,
+    /// The row's mask does not come (R7): it draws another token than it should.
+    Mask,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,15 +290,26 @@ impl Referee {
                 ..view
             };
             let prefix = if faulty { None } else { self.prefix(end) };
-            let token = prefix.map_or(TokenId(0), |prefix| self.draw(plan.step, end, prefix));
+            let mut token = prefix.map_or(TokenId(0), |prefix| self.draw(plan.step, end, prefix));
+            let missed = self.faults.contains(&(view.row, Fault::Mask));
+            if missed {
+                assert!(
+                    view.flags & row_flag::MASKED != 0,
+                    "a row that waits for no mask cannot miss it"
+                );
+                token = TokenId((token.0 + 1) % self.limits.vocab_size);
+            }
             self.slots[view.slot].last_token = Some(token);
             result.row_index.push(column(view.row));
             result.token_id.push(token.0.cast_signed());
-            result.row_flags.push(if prefix.is_none() {
-                result_flag::NAN
-            } else {
-                0
-            });
+            let mut flags = 0;
+            for (flag, set) in [
+                (result_flag::NAN, prefix.is_none()),
+                (result_flag::MASK_MISSED, missed),
+            ] {
+                flags |= if set { flag } else { 0 };
+            }
+            result.row_flags.push(flags);
             self.report(view, prefix, token, &mut result);
         }
         self.faults.clear();

@@ -29,6 +29,9 @@ struct Client {
     told: usize,
     /// A fault was injected into one of its rows.
     faulted: bool,
+    /// Masks that are still to be missed, and those that were since the last token.
+    misses_to_come: u32,
+    missed: u32,
     /// Ended from outside, or by limits that shrank.
     outside: Option<FinishReason>,
     finished: Option<FinishReason>,
@@ -40,6 +43,7 @@ struct Planned {
     row: usize,
     slot: SlotId,
     holder: (SeqId, Generation),
+    masked: bool,
 }
 
 /// Who looks for mistakes.
@@ -124,6 +128,7 @@ impl World {
             22..25 => self.admit(request(choices)),
             25..27 => self.reply(choices),
             27..29 => self.finish(choices),
+            29..31 if choices.one_in(3) => self.hold_masks(choices),
             29..31 => self.fault(choices),
             _ => {
                 if choices.one_in(4) {
@@ -154,6 +159,8 @@ impl World {
             tokens: 0,
             told: 0,
             faulted: false,
+            misses_to_come: 0,
+            missed: 0,
             outside: None,
             finished: None,
         };
@@ -193,15 +200,26 @@ impl World {
                 .scheduler
                 .holder(slot)
                 .expect("a planned row has a sequence");
-            Planned { row, slot, holder }
+            let flags = plan.row_flags[row];
+            let masked = flags & row_flag::MASKED != 0;
+            let wanted = self.clients[&holder.0].spec.masked && flags & row_flag::SAMPLE != 0;
+            assert_eq!(masked, wanted, "R7: row {row} of {plan:?}");
+            Planned {
+                row,
+                slot,
+                holder,
+                masked,
+            }
         });
         self.in_flight.push_back(planned.collect());
+        self.check_masked();
         self.referee.receive(plan);
         true
     }
 
     /// Executes and commits the oldest step in flight, if there is one.
     pub fn commit(&mut self) -> bool {
+        self.miss_masks();
         let Some(result) = self.referee.step() else {
             return false;
         };
@@ -215,12 +233,18 @@ impl World {
             if live && flags & result_flag::NAN != 0 {
                 self.referee.condemn(planned.slot);
             }
+            if live && flags & result_flag::MASK_MISSED != 0 {
+                self.client(planned.holder.0).missed += 1;
+            }
         }
         self.steps += 1;
         self.scheduler
             .commit(&result, &mut self.events)
             .expect("the referee answers the plan");
         self.hear();
+        let patient = |client: &Client| client.finished.is_some() || client.missed < 3;
+        let patient = self.clients.values().all(patient);
+        assert!(patient, "R7: a mask may be missed for ever");
         true
     }
 
@@ -357,6 +381,53 @@ impl World {
         self.client(planned.holder.0).faulted = true;
     }
 
+    /// Some masks of a sequence will not come.
+    fn hold_masks(&mut self, choices: &mut Choices) {
+        let alive: Vec<SeqId> = self.alive().collect();
+        if !alive.is_empty() {
+            let seq = alive[choices.below(column(alive.len())) as usize];
+            self.client(seq).misses_to_come = choices.between(1, 4);
+        }
+    }
+
+    /// The next step's masks that do not come.
+    fn miss_masks(&mut self) {
+        let Some(rows) = self.in_flight.front() else {
+            return;
+        };
+        for planned in rows.iter().filter(|planned| planned.masked) {
+            let client = self.clients.get_mut(&planned.holder.0);
+            let client = client.expect("only admitted sequences are planned");
+            if client.misses_to_come > 0 {
+                client.misses_to_come -= 1;
+                self.referee.inject(planned.row, Fault::Mask);
+            }
+        }
+    }
+
+    /// R7: who waits for a mask, and for which.
+    fn check_masked(&self) {
+        let rows = self.in_flight.back().expect("a plan was just made");
+        let mut told = Vec::new();
+        let any = self.scheduler.masked_rows(&mut told);
+        let masked: Vec<&Planned> = rows.iter().filter(|planned| planned.masked).collect();
+        assert_eq!(any, !masked.is_empty(), "R7: masks are wanted");
+        assert_eq!(told.len(), masked.len(), "R7: {told:?}");
+        for (told, planned) in told.iter().zip(masked) {
+            let (seq, known) = (planned.holder.0, self.clients[&planned.holder.0].tokens);
+            assert_eq!(
+                (told.row, told.seq),
+                (column(planned.row).cast_signed(), seq)
+            );
+            let ahead = self.in_flight.iter().flatten();
+            let ahead = ahead.filter(|row| {
+                (row.slot, row.holder) == (planned.slot, planned.holder) && row.masked
+            });
+            let after = known + ahead.count() - 1;
+            assert_eq!(told.after as usize, after, "R7: the mask of another token");
+        }
+    }
+
     /// The group is lost, and another of perhaps another size takes its place.
     fn lose(&mut self, choices: &mut Choices) {
         let first = StepId(1000 * self.steps + u64::from(choices.below(5)));
@@ -427,6 +498,7 @@ impl World {
                         "alternatives"
                     );
                     client.tokens += 1;
+                    client.missed = 0;
                 }
                 SeqEvent::Finished { seq, reason } => self.hear_end(seq, reason),
             }
@@ -456,7 +528,13 @@ impl World {
                     "R10: sequence {seq} fails for another's NaN"
                 );
             }
-            FinishReason::StopText | FinishReason::Cancelled | FinishReason::GroupLost => {
+            FinishReason::MaskMissed => {
+                assert!(client.missed >= 2, "R7: sequence {seq} fails too soon");
+            }
+            FinishReason::StopText
+            | FinishReason::Cancelled
+            | FinishReason::GrammarFailed
+            | FinishReason::GroupLost => {
                 assert_eq!(
                     client.outside,
                     Some(reason),

@@ -38,6 +38,7 @@ fn request(prompt_logprobs: bool) -> Request {
         ending: Vec::new(),
         tokens_max: Some(Tokens(4)),
         prompt_logprobs,
+        masked: false,
         trace: None,
     };
     Request::new(spec, &limits()).unwrap()

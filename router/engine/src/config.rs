@@ -49,6 +49,10 @@ pub struct EngineConfig {
     pub record: Option<Record>,
     /// A step that takes longer takes the group down.
     pub step_deadline: Duration,
+    /// What the shard waits for the masks of a step (R7).
+    pub mask_max: Duration,
+    /// Threads that compute masks.
+    pub mask_threads: usize,
     /// Connecting to the shards, loading and preparing may take this long together.
     pub prepare_deadline: Duration,
     /// Where the engine's series are registered.

@@ -11,7 +11,7 @@ use headrace_core::event::{FinishReason, SeqEvent};
 use headrace_core::ids::{SeqId, StepId};
 use headrace_core::plan::StepPlan;
 use headrace_core::scheduler::{AdmitError, Scheduler};
-use headrace_wire::{encode_describe, encode_plan, encode_prepare};
+use headrace_wire::{encode_describe, encode_mask, encode_plan, encode_prepare};
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -19,6 +19,7 @@ use tracing::Span;
 
 use crate::config::EngineConfig;
 use crate::error::{EngineError, ShardError, SubmitError};
+use crate::grammar::Masks;
 use crate::group::{Dial, GroupEvent, Ready, ShardGroup, StepDone, bring_up};
 use crate::handle::{EngineState, Facts};
 use crate::message::{Command, FinishBox, Submission};
@@ -83,6 +84,7 @@ struct Driver<'a> {
     /// What the plans in flight are for, oldest first.
     methods: VecDeque<Method>,
     pacer: Pacer,
+    masks: Masks,
     metrics: Metrics,
     recorder: Option<Recorder>,
     /// Scratch, used again every step.
@@ -103,8 +105,15 @@ pub(crate) async fn run(
     };
     let outcome = match loaded {
         Some(Ok((ready, recorder))) => {
-            let pacer = Pacer::new(config.itl_target);
-            Driver::new(ready, recorder, pacer, metrics, &mut inbox)
+            let policy = (
+                Pacer::new(config.itl_target),
+                Masks::new(
+                    config.mask_threads,
+                    config.mask_max,
+                    &ready.facts.describe.device,
+                ),
+            );
+            Driver::new(ready, recorder, policy, metrics, &mut inbox)
                 .run()
                 .await
         }
@@ -167,7 +176,7 @@ impl<'a> Driver<'a> {
     fn new(
         ready: Ready,
         recorder: Option<Recorder>,
-        pacer: Pacer,
+        (pacer, masks): (Pacer, Masks),
         metrics: Metrics,
         inbox: &'a mut Inbox,
     ) -> Self {
@@ -190,6 +199,7 @@ impl<'a> Driver<'a> {
             audit_at: None,
             methods: VecDeque::new(),
             pacer,
+            masks,
             metrics,
             recorder,
             events: Vec::new(),
@@ -216,7 +226,15 @@ impl<'a> Driver<'a> {
                     GroupEvent::Down(error) => return Err(self.group_lost(error)),
                 },
 
-                () = self.inbox.finishes.posted() => self.finish_posted(),
+                // A step waits for them on the device.
+                () = self.masks.made() => self.masks_made().await?,
+
+                () = at(self.masks.deadline()) => self.send_masks().await?,
+
+                () = self.inbox.finishes.posted() => {
+                    self.finish_posted();
+                    self.send_masks().await?;
+                }
 
                 command = self.inbox.commands.recv(), if !self.orphaned => match command {
                     Some(command) => self.apply(command),
@@ -228,8 +246,9 @@ impl<'a> Driver<'a> {
                 () = at(self.audit_at) => self.audit(),
 
                 // Reserve, then decide: the scheduler makes no plan while as many as may be are in
-                // flight, and what it makes rests on all of the above.
-                () = ready(()), if !self.idle => self.plan().await?,
+                // flight, and what it makes rests on all of the above. The masks of a plan go before the
+                // next one (R7).
+                () = ready(()), if !self.idle && !self.masks.are_awaited() => self.plan().await?,
             }
         }
         Ok(())
@@ -259,11 +278,34 @@ impl<'a> Driver<'a> {
         self.scheduler.take_events(&mut events);
         self.deliver(&mut events);
         self.events = events;
+        self.masks.planned(&self.scheduler, plan.step);
         self.scheduler.recycle(plan);
         if let Some(recorder) = &self.recorder {
             recorder.write(Kind::ToShard, bytes).await;
         }
+        self.send_masks().await
+    }
+
+    /// Sends the masks of the newest plan, if they are awaited and it is time.
+    async fn send_masks(&mut self) -> Result<(), EngineError> {
+        let Some(mask) = self.masks.take(&self.scheduler) else {
+            return Ok(());
+        };
+        let bytes = encode_mask(&mask);
+        if let Err(error) = self.group.send_mask(bytes.clone()) {
+            return Err(self.group_lost(error));
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.write(Kind::ToShard, bytes).await;
+        }
         Ok(())
+    }
+
+    async fn masks_made(&mut self) -> Result<(), EngineError> {
+        let mut failed = Vec::new();
+        self.masks.collect(&mut failed, &self.metrics.mask_time);
+        self.finish_each(failed, FinishReason::GrammarFailed);
+        self.send_masks().await
     }
 
     async fn commit(&mut self, done: StepDone) -> Result<(), EngineError> {
@@ -277,6 +319,9 @@ impl<'a> Driver<'a> {
         if let Err(error) = outcome {
             return Err(self.group_lost(error.into()));
         }
+        self.masks
+            .committed(&self.scheduler, done.result.step, done.gap);
+        self.send_masks().await?;
         self.idle = false;
         if self.scheduler.is_idle() {
             self.audit_at = Some(Instant::now() + AUDIT_AFTER);
@@ -326,6 +371,7 @@ impl<'a> Driver<'a> {
     fn admit(&mut self, submission: Submission) {
         let Submission {
             request,
+            matcher,
             sink,
             reply,
             span,
@@ -343,6 +389,9 @@ impl<'a> Driver<'a> {
         let answer = match self.scheduler.admit(request) {
             Ok(seq) => {
                 sink.bind(seq);
+                if let Some(matcher) = matcher {
+                    self.masks.begin(seq, matcher);
+                }
                 self.seats.insert(
                     seq,
                     Seat {
@@ -406,6 +455,7 @@ impl<'a> Driver<'a> {
             self.metrics.of(method).failure.inc();
         }
         self.pacer.lost();
+        self.masks.lost();
         let limits = self.scheduler.limits().clone();
         let mut events = self.scheduler.reset(limits, StepId(0));
         self.deliver(&mut events);
@@ -416,9 +466,16 @@ impl<'a> Driver<'a> {
     }
 
     fn finish_all(&mut self, reason: FinishReason) {
-        let mut events = std::mem::take(&mut self.events);
         let mut seqs: Vec<SeqId> = self.seats.keys().copied().collect();
         seqs.sort_unstable();
+        self.finish_each(seqs, reason);
+    }
+
+    fn finish_each(&mut self, seqs: Vec<SeqId>, reason: FinishReason) {
+        if seqs.is_empty() {
+            return;
+        }
+        let mut events = std::mem::take(&mut self.events);
         for seq in seqs {
             self.scheduler.finish(seq, reason, &mut events);
         }
@@ -451,11 +508,13 @@ impl<'a> Driver<'a> {
                         .push(TokenEvent::PromptLogprobs(logprobs));
                 }
                 SeqEvent::Token { seq, token } => {
+                    self.masks.token(seq, token.id);
                     seat(&mut self.seats, seq)
                         .sink
                         .push(TokenEvent::Token(token));
                 }
                 SeqEvent::Finished { seq, reason } => {
+                    self.masks.end(seq);
                     let seat = self.seats.remove(&seq).expect(SEATED);
                     if seat.started {
                         self.metrics.batch_max_tokens.sub(seat.tokens_max);

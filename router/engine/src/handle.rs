@@ -8,6 +8,7 @@ use std::time::Duration;
 use headrace_core::event::FinishReason;
 use headrace_core::limits::Limits;
 use headrace_core::request::Request;
+use headrace_grammar::Matcher;
 use headrace_wire::Describe;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -118,6 +119,16 @@ impl EngineHandle {
     /// Submits a request. Resolves when it is admitted, not when it starts. Dropping this future
     /// withdraws the request.
     pub async fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
+        self.submit_matched(request, None).await
+    }
+
+    /// [`EngineHandle::submit`] of a request that may be masked, with the matcher that makes its masks:
+    /// without one it ends, because none comes.
+    pub async fn submit_matched(
+        &self,
+        request: Request,
+        matcher: Option<Matcher>,
+    ) -> Result<TokenStream, SubmitError> {
         self.check()?;
         let sink = Arc::new(TokenSink::new(request.tokens_max()));
         // Made before the command is sent, so that a caller who goes away while waiting for the
@@ -131,6 +142,7 @@ impl EngineHandle {
         let t0 = Instant::now();
         let submission = Submission {
             request,
+            matcher,
             sink,
             reply,
             span: Span::current(),

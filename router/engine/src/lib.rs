@@ -2,12 +2,13 @@
 //! that owns the scheduler, the shard group it sends plans to, and the sinks it leaves tokens in.
 //!
 //! Reading order: what a caller sees (`handle`, `sink`), what the driver is told (`message`), the
-//! loop (`driver`), how large its steps may be (`pace`), the group and its streams (`group`), and the
+//! loop (`driver`), how large its steps may be (`pace`), what constrained rows wait for (`grammar`), the group and its streams (`group`), and the
 //! facts kept for later (`record`, `metrics`).
 
 mod config;
 mod driver;
 mod error;
+mod grammar;
 mod group;
 mod handle;
 mod message;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use headrace_core::event::FinishReason;
 use headrace_core::request::Request;
+use headrace_grammar::Matcher;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tracing::Span;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
 pub(crate) struct Submission {
     /// What is asked.
     pub(crate) request: Request,
+    /// What its tokens must be, for a request that is masked.
+    pub(crate) matcher: Option<Matcher>,
     /// Where its tokens go.
     pub(crate) sink: Arc<TokenSink>,
     /// Whether it was admitted.

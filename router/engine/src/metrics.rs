@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
     pub(crate) blocks_free: IntGauge,
     pub(crate) blocks_cached: IntGauge,
     pub(crate) preemptions: IntCounter,
+    pub(crate) masks_missed: IntCounter,
+    pub(crate) mask_time: Histogram,
     pub(crate) cached_tokens: IntCounter,
     pub(crate) prefill_tokens: IntCounter,
     pub(crate) steps: IntCounter,
@@ -106,6 +108,12 @@ impl Metrics {
             "Sequences that join the batch in one step",
         )
         .buckets(sizes);
+        let times = exponential_buckets(1e-6, 2.0, 20).expect("the factor exceeds one");
+        let mask_time = HistogramOpts::new(
+            "headrace_mask_duration",
+            "Seconds that a thread took to follow a grammar by a token and to make the next mask",
+        )
+        .buckets(times);
         Self {
             queue_size: gauge(r, "tgi_queue_size", "Sequences waiting for a slot"),
             batch_size: gauge(r, "tgi_batch_current_size", "Sequences running"),
@@ -137,6 +145,12 @@ impl Metrics {
                 "headrace_preemptions",
                 "Sequences sent back to the queue",
             ),
+            masks_missed: counter(
+                r,
+                "headrace_masks_missed",
+                "Masks of constrained tokens that came too late, whose token was drawn again",
+            ),
+            mask_time: registered(r, Histogram::with_opts(mask_time)),
             cached_tokens: counter(
                 r,
                 "headrace_cached_tokens",
@@ -190,6 +204,7 @@ impl Metrics {
             series.inc_by(total.saturating_sub(series.get()));
         };
         advance(&self.preemptions, stats.preemptions);
+        advance(&self.masks_missed, stats.masks_missed);
         advance(&self.cached_tokens, stats.cached_tokens);
         advance(&self.prefill_tokens, stats.prefill_tokens);
         advance(&self.tokens, stats.generated_tokens);

@@ -7,13 +7,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
+use headrace_grammar::GrammarSpec;
 use headrace_text::{ChatInput, ToolEvent};
 use serde_json::{Map, Value};
 
 use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
 use crate::app::{App, Text};
 use crate::body::JsonBody;
-use crate::error::{ApiError, Invalid};
+use crate::error::{ApiError, Invalid, ToolRefusal};
 use crate::intake::{Intake, Prompt};
 use crate::openai::calls::{call_delta, calls};
 use crate::openai::shared::{Head, UsageSum, failure, joined, sequences};
@@ -171,18 +172,17 @@ impl Frames for ChatFrames {
 // === free functions ===
 
 fn ask(app: &App, body: &mut ChatRequest, tools: Option<&Tools>) -> Result<Ask, ApiError> {
-    let format = body
-        .response_format
-        .as_ref()
-        .filter(|format| format.kind != "text");
     // Before the model is loaded nothing is asked of it.
     let calls = match (tools, app.text.get()) {
         (Some(tools), Some(text)) => tools.constraint(&text.tools).map_err(ApiError::Tool)?,
         (None, _) | (_, None) => None,
     };
-    let grammar = format
-        .map(|_| "response_format")
-        .or(calls.map(|_| "tool_choice"));
+    let plain = body.ask();
+    let grammar = match calls {
+        Some(_) if plain.grammar.is_some() => return Err(ApiError::Tool(ToolRefusal::Format)),
+        Some(calls) => Some(Ok(GrammarSpec::Lark(calls.lark))),
+        None => plain.grammar,
+    };
     Ok(Ask {
         tokens_max: body.max_completion_tokens.or(body.max_tokens),
         top_n: body.top_logprobs,
@@ -192,7 +192,7 @@ fn ask(app: &App, body: &mut ChatRequest, tools: Option<&Tools>) -> Result<Ask, 
             top_n: "top_logprobs",
         },
         grammar,
-        ..body.ask()
+        ..plain
     })
 }
 

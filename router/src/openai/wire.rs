@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::grammar;
 use crate::intake::Prompt;
 use crate::openai::calls::{ToolCall, ToolCallDelta};
 use crate::validate::Ask;
@@ -59,6 +60,10 @@ macro_rules! request {
             min_tokens: Option<u32>,
             /// Whether generation goes on after an ending token.
             ignore_eos: Option<bool>,
+            /// The form that the answer is to have.
+            pub(crate) response_format: Option<ResponseFormat>,
+            /// The same as a grammar in Lark's notation; or as TGI's `/generate` takes it.
+            grammar: Option<Value>,
         }
 
         impl $name {
@@ -82,6 +87,10 @@ macro_rules! request {
                     tokens_min: self.min_tokens,
                     ignore_eos: self.ignore_eos.unwrap_or(false),
                     logprob_raw: true,
+                    grammar: grammar::of_openai(
+                        self.response_format.take(),
+                        self.grammar.as_ref(),
+                    ),
                     ..Ask::default()
                 }
             }
@@ -123,8 +132,6 @@ request! {
         tool_prompt: Option<String>,
         /// False ends the answer with its first call.
         parallel_tool_calls: Option<bool>,
-        /// Only the type `text` is supported yet.
-        response_format: Option<ResponseFormat>,
         /// Further variables of the chat template.
         chat_template_kwargs: Option<Map<String, Value>>,
     }
@@ -234,8 +241,15 @@ pub(crate) struct StreamOptions {
 /// What form the answer has.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct ResponseFormat {
+    /// `text`, `json_object`, `json_schema`, `json` or `regex`.
     #[serde(rename = "type")]
     pub(crate) kind: String,
+    /// OpenAI's place for a schema, with its name.
+    pub(crate) json_schema: Option<Value>,
+    /// TGI's place for a schema, or the regular expression.
+    pub(crate) value: Option<Value>,
+    /// Others' place for a schema.
+    pub(crate) schema: Option<Value>,
 }
 
 /// Answer of `/v1/chat/completions`.

@@ -8,13 +8,14 @@
 
 mod cloud;
 mod golden;
+mod grammar;
 mod malformed;
 mod parameters;
 mod routes;
 pub(crate) mod script;
 mod tools;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode, header};
@@ -160,10 +161,12 @@ fn serve() -> Serve {
             "kv_bytes_max": 0, "threads": 1, "reference_ops": false},
         "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,
             "max_top_n_tokens": 5, "max_input_tokens": 64, "max_total_tokens": 128,
-            "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1},
+            "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1,
+            "disable_grammar_support": false},
         "engine": {"block_tokens": 16, "blocks_max": 0, "running_max": 8, "step_tokens_max": 64,
             "prefill_tokens_max": 64, "itl_target_ms": 50, "pipeline_depth": 2,
-            "prefix_caching": true, "record": null, "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
+            "prefix_caching": true, "mask_ms_max": 20, "record": null,
+            "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
             "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
@@ -247,6 +250,7 @@ fn text_of(template: &str, third: &str) -> Text {
         template: Some(template),
         pool: EncodePool::new(Arc::clone(&tokenizer), 1, 8),
         ending: vec![TokenId(END)],
+        grammars: OnceLock::new(),
         tokenizer,
     }
 }

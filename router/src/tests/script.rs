@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use headrace_engine::{EngineState, FinishReason, Request, SubmitError, TokenEvent};
+use headrace_grammar::Matcher;
 
 /// What comes for one submission, wake by wake. After it the sequence hangs.
 pub(crate) type Wakes = Vec<Vec<TokenEvent>>;
@@ -27,6 +28,8 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Log {
     pub(crate) requests: Vec<Request>,
+    /// Of each request, if it is masked.
+    pub(crate) matchers: Vec<Option<Matcher>>,
     pub(crate) finished: Vec<FinishReason>,
     pub(crate) dropped: usize,
 }
@@ -81,9 +84,14 @@ impl Script {
         self.lock().log.clone()
     }
 
-    pub(crate) fn submit(&self, request: &Request) -> Result<ScriptStream, SubmitError> {
+    pub(crate) fn submit(
+        &self,
+        request: &Request,
+        matcher: Option<Matcher>,
+    ) -> Result<ScriptStream, SubmitError> {
         let mut inner = self.lock();
         inner.log.requests.push(request.clone());
+        inner.log.matchers.push(matcher);
         if let Some(refusal) = &inner.refusal {
             return Err(refusal.clone());
         }

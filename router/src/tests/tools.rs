@@ -487,21 +487,71 @@ async fn calls_of_earlier_turns_reach_the_template() {
     );
 }
 
-#[tokio::test]
-async fn calls_that_must_be_made_are_refused_until_grammars_are_there() {
-    let stack = qwen();
-    for choice in [
-        json!("required"),
-        json!("add"),
-        json!({"type": "function", "function": {"name": "add"}}),
-    ] {
-        let reply = stack
-            .post(PATH, &asked(&json!({"tool_choice": choice})))
-            .await;
-        assert_eq!(reply.status, 422);
-        let says = "grammar is not supported yet: leave out `tool_choice`";
-        assert!(reply.text().contains(says), "{}", reply.text());
+/// Whether the model may say a text, a token a byte, and end there.
+async fn may_say(stack: &Stack, body: &Value, text: &str) -> bool {
+    stack.script.push(drawn(&[END], FinishReason::EndOfText));
+    let reply = stack.post(PATH, body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let log = stack.script.log();
+    let matcher = log.matchers.last().unwrap().clone();
+    let mut matcher = matcher.expect("the answer is constrained");
+    let mut mask = matcher.first_mask();
+    for id in ids(text) {
+        if !mask.allows(id) {
+            return false;
+        }
+        matcher.accept(id).unwrap();
+        mask = matcher.mask().unwrap();
     }
+    mask.allows(END)
+}
+
+#[tokio::test]
+async fn a_call_that_must_be_made_is_all_that_can_be_said() {
+    const ADD: &str = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    const WEATHER: &str =
+        "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let stack = qwen();
+    let object = json!({"type": "function", "function": {"name": "add"}});
+    for (choice, both) in [
+        (json!("required"), true),
+        (json!("add"), false),
+        (object, false),
+    ] {
+        let body = asked(&json!({"tool_choice": choice}));
+        assert!(may_say(&stack, &body, ADD).await, "{choice}");
+        assert_eq!(may_say(&stack, &body, WEATHER).await, both, "{choice}");
+        assert!(!may_say(&stack, &body, "I would rather not").await);
+        assert!(!may_say(&stack, &body, &ADD.replace("1", "\"1\"")).await);
+        let two = format!("{ADD}\n{WEATHER}");
+        assert_eq!(may_say(&stack, &body, &two).await, both, "{choice}");
+    }
+    let one = asked(&json!({"tool_choice": "required", "parallel_tool_calls": false}));
+    assert!(!may_say(&stack, &one, &format!("{ADD}\n{ADD}")).await);
+    let llama = self::stack(LLAMA, "<|python_tag|>");
+    let body = asked(&json!({"tool_choice": "required"}));
+    let call = "{\"name\": \"add\", \"parameters\": {\"a\": 1}}";
+    assert!(may_say(&llama, &body, call).await);
+    assert!(!may_say(&llama, &body, &call.replace("add", "sub")).await);
+}
+
+#[tokio::test]
+async fn a_call_that_must_be_made_is_told_as_a_call() {
+    let stack = qwen();
+    let body = asked(&json!({"tool_choice": "add"}));
+    let reply = answer(&stack, &body, said(SECOND)).await;
+    let choice = &reply["choices"][0];
+    assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "add");
+    assert_eq!(choice["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
+async fn a_grammar_and_a_call_that_must_be_made_exclude_each_other() {
+    let stack = qwen();
+    let body = asked(&json!({"tool_choice": "required", "grammar": "start: \"a\""}));
+    let reply = stack.post(PATH, &body).await;
+    assert_eq!(reply.status, 422);
+    assert_eq!(reply.json()["error_type"], "tool_error");
     assert!(stack.script.log().requests.is_empty());
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::grammar;
 use crate::validate::{Ask, Names};
 
 /// Body of `/generate`, `/generate_stream` and `/tokenize`.
@@ -81,7 +82,7 @@ pub(crate) struct GenerateParameters {
     pub(crate) seed: Option<u64>,
     /// Alternatives told with each token.
     pub(crate) top_n_tokens: Option<u32>,
-    /// Not supported yet.
+    /// The form that the answer is to have: `type` is `json` (with a schema for `value`) or `regex`.
     pub(crate) grammar: Option<Value>,
     /// Names no adapter yet: any value means the model itself.
     #[expect(
@@ -277,7 +278,7 @@ impl GenerateParameters {
             names: Names::default(),
             bias: Vec::new(),
             watermark: self.watermark.unwrap_or(false),
-            grammar: self.grammar.is_some().then_some("grammar"),
+            grammar: self.grammar.as_ref().map(grammar::of_tgi),
             logprob_raw: false,
         }
     }

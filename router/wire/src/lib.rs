@@ -1,11 +1,12 @@
-//! The contract with the shards, and the only Rust that knows protobuf: plans and results to bytes
-//! and back ([`plan`], [`result`]), what a shard is and how it is prepared ([`describe`]), and the
+//! The contract with the shards, and the only Rust that knows protobuf: plans, results and masks to
+//! bytes and back ([`plan`], [`result`], [`mask`]), what a shard is and how it is prepared ([`describe`]), and the
 //! tonic service that carries them ([`codec`]).
 
 mod codec;
 mod column;
 mod describe;
 mod error;
+mod mask;
 mod plan;
 mod result;
 #[expect(
@@ -21,6 +22,7 @@ pub use describe::{
     Describe, DescribeRequest, Prepare, Prepared, decode_prepare, encode_describe, encode_prepare,
 };
 pub use error::WireError;
+pub use mask::{StepMask, decode_mask, encode_mask};
 pub use plan::{decode_plan, encode_plan};
 pub use result::{decode_result, encode_result};
 pub use service::{Shard, ShardClient, ShardServer};

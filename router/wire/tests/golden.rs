@@ -10,7 +10,9 @@ use bytes::BytesMut;
 use headrace_core::ids::{Generation, SlotId, StateSlot, StepId, TokenId, Tokens};
 use headrace_core::plan::{SlotBinding, StepPlan, StepResult, result_flag, row_flag};
 use headrace_core::request::Sampling;
-use headrace_wire::{decode_plan, decode_result, encode_plan, encode_result};
+use headrace_wire::{
+    StepMask, decode_mask, decode_plan, decode_result, encode_mask, encode_plan, encode_result,
+};
 use serde_json::{Value, json};
 
 fn plans() -> Vec<(&'static str, StepPlan)> {
@@ -281,6 +283,36 @@ fn plans_are_their_golden_vectors() {
         check(name, &bytes, &plan_json(&plan));
         assert_eq!(decode_plan(bytes), Ok(plan));
     }
+}
+
+/// Two rows of a vocabulary of 70 tokens, whose last word is not full.
+fn mask() -> StepMask {
+    StepMask {
+        step: StepId(301),
+        row: vec![1, 4],
+        bits: vec![[1, 0x8000_0000, 0x3f].into(), [0xdead_beef, 0, 2].into()],
+    }
+}
+
+#[test]
+fn masks_are_their_golden_vector() {
+    let mask = mask();
+    let bytes = encode_mask(&mask);
+    let hex = |word: &u32| {
+        word.to_le_bytes()
+            .map(|byte| format!("{byte:02x}"))
+            .concat()
+    };
+    let bits: String = mask
+        .bits
+        .iter()
+        .flat_map(|row| row.iter().map(hex))
+        .collect();
+    let json = json!({"mask": {"step": mask.step.0, "row_i32le": mask.row, "bits": bits}});
+    check("mask_two_rows", &bytes, &json);
+    assert_eq!(decode_mask(bytes), Ok(Some(mask)));
+    let plan = encode_plan(&decode(), &mut BytesMut::new());
+    assert_eq!(decode_mask(plan), Ok(None));
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub enum CommitError {
         /// Entries of the vocabulary.
         vocab_size: u32,
     },
-    /// A mask was missed where none was wanted (R7: constrained rows are not planned yet).
+    /// A mask was missed where none was wanted (R7).
     #[error("row {row} of step {step} missed a mask that it did not wait for")]
     UnexpectedMask {
         /// The step.
@@ -93,6 +93,7 @@ impl Scheduler {
             self.prove_all(&step, result);
             self.contain(&step, result, events);
         }
+        self.take_back(&step, result, events);
         self.deliver(&step, result, events);
         self.slots.retire(step.step);
         self.spare_rows = step.rows;
@@ -159,6 +160,30 @@ impl Scheduler {
         }
     }
 
+    /// A row that missed its mask has drawn anything (R7): its sequence goes back and draws the token
+    /// again, and ends if that mask is missed a second time.
+    fn take_back(&mut self, step: &PlannedStep, result: &StepResult, events: &mut Vec<SeqEvent>) {
+        let sampled = step.rows.iter().filter(|row| row.sampled);
+        for (row, flags) in sampled.zip(&result.row_flags) {
+            let missed = flags & result_flag::MASK_MISSED != 0;
+            let Some(seq) = self.owner(row).filter(|_| missed) else {
+                continue;
+            };
+            self.stats.masks_missed += 1;
+            if self.seeded.is(Mutation::MissedMaskTaken) {
+                continue;
+            }
+            // Its logits were numbers, or it would have ended.
+            self.prove(seq, row.end);
+            let again = std::mem::replace(&mut self.sequences[seq].mask_missed, true);
+            if again && !self.seeded.is(Mutation::MissedMaskForgiven) {
+                self.end(seq, FinishReason::MaskMissed, None, events);
+            } else {
+                self.requeue(seq, None);
+            }
+        }
+    }
+
     fn deliver(&mut self, step: &PlannedStep, result: &StepResult, events: &mut Vec<SeqEvent>) {
         let (mut sampled, mut top, mut logprob) = (0, 0, 0);
         for row in &step.rows {
@@ -187,7 +212,7 @@ impl Scheduler {
                 };
                 self.append(by, token, events);
             } else {
-                let flagged = result.row_flags[sampled] & result_flag::NAN != 0;
+                let flagged = result.row_flags[sampled] != 0;
                 self.stats.zombie_rows += u64::from(!flagged);
             }
             sampled += 1;
@@ -207,6 +232,7 @@ impl Scheduler {
         );
         let sequence = &mut self.sequences[seq];
         sequence.tokens.push(token.id);
+        sequence.mask_missed = false;
         let end = sequence.end(ending_first, more);
         let full = ((written.0 + early) as usize).min(sequence.tokens.len());
         let SeqState::Decoding(binding) = &mut sequence.state else {
@@ -247,7 +273,7 @@ impl Scheduler {
         }
     }
 
-    fn owner(&self, row: &PlannedRow) -> Option<SeqId> {
+    pub(super) fn owner(&self, row: &PlannedRow) -> Option<SeqId> {
         let seq = self.slots.owner(row.slot, row.generation);
         // Always so, but for a seeded mistake that matches results by sequence.
         seq.filter(|seq| {
@@ -332,13 +358,16 @@ fn check(step: &PlannedStep, result: &StepResult, vocab_size: u32) -> Result<(),
             });
         }
     }
-    for ((&row, &id), &flags) in result
+    let masked = step.rows.iter().filter(|row| row.sampled);
+    let masked = masked.map(|row| row.masked);
+    for (((&row, &id), &flags), masked) in result
         .row_index
         .iter()
         .zip(&result.token_id)
         .zip(&result.row_flags)
+        .zip(masked)
     {
-        if flags & result_flag::MASK_MISSED != 0 {
+        if flags & result_flag::MASK_MISSED != 0 && !masked {
             return Err(CommitError::UnexpectedMask { step: step_id, row });
         }
         let known = u32::try_from(id).is_ok_and(|id| id < vocab_size);

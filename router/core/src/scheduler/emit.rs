@@ -33,6 +33,7 @@ impl Scheduler {
             end,
             len,
             sampled: flags & row_flag::SAMPLE != 0,
+            masked: flags & row_flag::MASKED != 0,
             logprobs: flags & row_flag::PROMPT_LOGPROBS != 0,
             tail: *tail.expect("growth was settled for the row's last cell; this is a router bug"),
         };
@@ -67,10 +68,13 @@ impl Scheduler {
     fn flags(&self, sequence: &Sequence, phase: Phase, start: Tokens, end: Tokens) -> i32 {
         let last = end >= sequence.len() || self.seeded.is(Mutation::ChunkSamplesEarly);
         let logprobs = sequence.owes_logprobs() && start < sequence.prompt_len();
+        let unwanted = phase == Phase::Prefill && self.seeded.is(Mutation::MaskNotWanted);
+        let masked = sequence.request.masked && !unwanted;
         let mut flags = 0;
         for (flag, set) in [
             (row_flag::SAMPLE, last),
             (row_flag::FROM_SLOT, phase == Phase::Decode),
+            (row_flag::MASKED, last && masked),
             (row_flag::PROMPT_LOGPROBS, logprobs),
         ] {
             flags |= if set { flag } else { 0 };

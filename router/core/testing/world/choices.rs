@@ -130,6 +130,7 @@ pub fn request(choices: &mut Choices) -> RequestSpec {
         },
         tokens_max: Some(Tokens(choices.between(1, 20))),
         prompt_logprobs: choices.one_in(7),
+        masked: choices.one_in(3),
         trace: choices.one_in(5).then_some([7; 25]),
     }
 }

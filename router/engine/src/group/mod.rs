@@ -91,6 +91,11 @@ impl ShardGroup {
         Ok(())
     }
 
+    /// Sends the masks of a step to rank 0, which draws. Never waits: a stream has room for them.
+    pub(crate) fn send_mask(&mut self, mask: Bytes) -> Result<(), ShardError> {
+        self.ranks[0].send_mask(mask)
+    }
+
     /// The next thing that happens. Cancel safe: results of single ranks are kept until the step
     /// is complete.
     pub(crate) async fn next(&mut self) -> GroupEvent {

@@ -18,6 +18,9 @@ use tonic::{Response, Status, Streaming};
 
 use crate::error::ShardError;
 
+/// A plan and its masks.
+const MESSAGES_A_STEP: usize = 2;
+
 /// One rank's result.
 #[derive(Debug)]
 pub(crate) struct RankResult {
@@ -56,7 +59,7 @@ impl RankStream {
         first_step: StepId,
         depth: u32,
     ) -> Self {
-        let (outbound, plans) = mpsc::channel(depth as usize);
+        let (outbound, plans) = mpsc::channel(MESSAGES_A_STEP * depth as usize);
         let call = async move { client.execute(ReceiverStream::new(plans)).await };
         Self {
             rank,
@@ -70,15 +73,23 @@ impl RankStream {
 
     /// Hands a plan to the stream; never waits.
     pub(crate) fn send(&mut self, plan: Bytes) -> Result<(), ShardError> {
-        match self.outbound.try_send(plan) {
-            Ok(()) => {
-                self.owed += 1;
-                Ok(())
-            }
+        self.put(plan)?;
+        self.owed += 1;
+        Ok(())
+    }
+
+    /// Hands over the masks of the plan that was sent last; never waits.
+    pub(crate) fn send_mask(&mut self, mask: Bytes) -> Result<(), ShardError> {
+        self.put(mask)
+    }
+
+    fn put(&mut self, message: Bytes) -> Result<(), ShardError> {
+        match self.outbound.try_send(message) {
+            Ok(()) => Ok(()),
             // The stream is being torn down; its status comes by the way of results.
             Err(mpsc::error::TrySendError::Closed(_)) => self.ended("it takes no more plans"),
             Err(mpsc::error::TrySendError::Full(_)) => {
-                unreachable!("no more plans are sent than may be in flight; this is a router bug")
+                unreachable!("no more is sent than the plans in flight take; this is a router bug")
             }
         }
     }

@@ -161,6 +161,7 @@ impl Simulation {
             ending: vec![],
             tokens_max: Some(Tokens(ANSWER)),
             prompt_logprobs: false,
+            masked: false,
             trace: None,
         };
         let request = Request::new(spec, self.scheduler.limits()).expect("it fits");

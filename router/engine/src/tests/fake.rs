@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use headrace_core::ids::StepId;
-use headrace_core::plan::{StepPlan, StepResult, row_flag};
+use headrace_core::plan::{StepPlan, StepResult, result_flag, row_flag};
 use headrace_wire::{
-    Describe, DescribeRequest, Prepare, Prepared, Shard, ShardServer, decode_plan, encode_result,
+    Describe, DescribeRequest, Prepare, Prepared, Shard, ShardServer, StepMask, decode_mask,
+    decode_plan, encode_result,
 };
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -61,8 +62,21 @@ pub(crate) struct Fake {
     pub(crate) token_time: Duration,
     pub(crate) prepare_time: Duration,
     pub(crate) fault: Fault,
+    /// What it does with masks.
+    pub(crate) masks: Masks,
     pub(crate) seen: Arc<Seen>,
     pub(crate) model: Model,
+}
+
+/// Whether masks reach the sampler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Masks {
+    /// They are waited for as long as it takes.
+    Awaited,
+    /// Those of every fifth step are missed.
+    MissedNowAndThen,
+    /// None is waited for.
+    Ignored,
 }
 
 /// What executes plans.
@@ -73,6 +87,8 @@ pub(crate) type Model =
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) plans: Mutex<Vec<StepPlan>>,
+    /// Messages with masks, and how many plans had come before each.
+    pub(crate) masks: Mutex<Vec<(usize, StepMask)>>,
     pub(crate) prepared: AtomicBool,
 }
 
@@ -85,6 +101,22 @@ impl Seen {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The masks so far.
+    pub(crate) fn masks(&self) -> Vec<(usize, StepMask)> {
+        self.masks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn add_mask(&self, mask: StepMask) {
+        let plans = self.plans().len();
+        self.masks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((plans, mask));
     }
 
     fn add(&self, plan: StepPlan) {
@@ -118,6 +150,7 @@ impl Fake {
             token_time: Duration::ZERO,
             prepare_time: Duration::ZERO,
             fault: Fault::None,
+            masks: Masks::Awaited,
             seen: Arc::default(),
             model: Arc::new(|| Box::new(answer)),
         };
@@ -182,6 +215,31 @@ pub(crate) fn answer(plan: &StepPlan) -> StepResult {
     result
 }
 
+/// Constrained rows draw the first token that they may, or miss their mask.
+fn keep_to(mask: Option<StepMask>, plan: &StepPlan, result: &mut StepResult) {
+    for (at, &row) in result.row_index.iter().enumerate() {
+        if plan.row_flags[row.cast_unsigned() as usize] & row_flag::MASKED == 0 {
+            continue;
+        }
+        let mine = mask.as_ref().and_then(|mask| {
+            assert_eq!(mask.step, plan.step, "masks follow their plan");
+            let found = mask.row.binary_search(&row).ok()?;
+            Some(&mask.bits[found])
+        });
+        let Some(bits) = mine else {
+            result.row_flags[at] |= result_flag::MASK_MISSED;
+            continue;
+        };
+        let (word, bits) = bits
+            .iter()
+            .enumerate()
+            .find(|(_, bits)| **bits != 0)
+            .expect("something may be drawn");
+        let token = 32 * word + bits.trailing_zeros() as usize;
+        result.token_id[at] = i32::try_from(token).expect("a small vocabulary");
+    }
+}
+
 #[tonic::async_trait]
 impl Shard for Fake {
     type ExecuteStream = ReceiverStream<Result<Bytes, Status>>;
@@ -216,12 +274,55 @@ impl Shard for Fake {
 }
 
 impl Fake {
+    /// The masks of a plan that has constrained rows.
+    async fn await_mask(
+        &self,
+        plan: &StepPlan,
+        messages: &mut Streaming<Bytes>,
+        held: &mut Option<Bytes>,
+    ) -> Option<StepMask> {
+        let masked = |flags: &i32| flags & row_flag::MASKED != 0;
+        let missed = match self.masks {
+            Masks::Awaited => false,
+            Masks::MissedNowAndThen => plan.step.0.is_multiple_of(5),
+            Masks::Ignored => true,
+        };
+        if missed || !plan.row_flags.iter().any(masked) {
+            return None;
+        }
+        let bytes = messages.message().await.ok().flatten()?;
+        match decode_mask(bytes.clone()).expect("the engine sends messages") {
+            Some(mask) => {
+                self.seen.add_mask(mask.clone());
+                Some(mask)
+            }
+            None => {
+                *held = Some(bytes);
+                None
+            }
+        }
+    }
+
     async fn run(self, mut plans: Streaming<Bytes>, results: mpsc::Sender<Result<Bytes, Status>>) {
         let mut model = (self.model)();
-        while let Ok(Some(bytes)) = plans.message().await {
+        let mut held = None;
+        loop {
+            let next = match held.take() {
+                Some(bytes) => Ok(Some(bytes)),
+                None => plans.message().await,
+            };
+            let Ok(Some(bytes)) = next else { return };
+            if let Some(mask) = decode_mask(bytes.clone()).expect("the engine sends messages") {
+                self.seen.add_mask(mask); // Too late for its step.
+                continue;
+            }
             let plan = decode_plan(bytes).expect("the engine sends plans");
             self.seen.add(plan.clone());
             let mut result = model(&plan);
+            if self.describe.rank == 0 {
+                let mask = self.await_mask(&plan, &mut plans, &mut held).await;
+                keep_to(mask, &plan, &mut result);
+            }
             let tokens = u32::try_from(plan.token_id.len()).expect("few tokens");
             let took = self.step_time + self.token_time * tokens;
             if !took.is_zero() {

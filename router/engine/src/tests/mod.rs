@@ -2,6 +2,7 @@
 
 mod fake;
 mod faults;
+mod grammar;
 mod pace;
 mod record;
 mod referee;
@@ -39,6 +40,8 @@ fn config(ranks: usize) -> EngineConfig {
         memory_fraction: 0.0,
         record: None,
         step_deadline: Duration::from_secs(10),
+        mask_max: Duration::from_millis(20),
+        mask_threads: 1,
         prepare_deadline: Duration::from_secs(60),
         metrics: Registry::new(),
     }
@@ -92,6 +95,7 @@ impl Engine {
             ending: vec![],
             tokens_max: Some(Tokens(tokens_max)),
             prompt_logprobs: false,
+            masked: false,
             trace: None,
         };
         Request::new(spec, &facts.limits).expect("it fits")

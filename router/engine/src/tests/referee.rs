@@ -73,6 +73,7 @@ fn spec(numbers: &mut Numbers) -> RequestSpec {
         ending: vec![ENDING.0],
         tokens_max: Some(Tokens(1 + numbers.below(40))),
         prompt_logprobs: false,
+        masked: false,
         trace: None,
     }
 }

@@ -86,6 +86,7 @@ async fn prompt_logprobs_of_all_chunks_come_in_order() {
         ending: vec![],
         tokens_max: Some(crate::Tokens(2)),
         prompt_logprobs: true,
+        masked: false,
         trace: None,
     };
     let request = crate::Request::new(spec, &facts.limits).expect("it fits");
@@ -271,6 +272,7 @@ async fn an_engine_without_handles_ends_after_its_streams() {
         ending: vec![],
         tokens_max: Some(crate::Tokens(5)),
         prompt_logprobs: false,
+        masked: false,
         trace: None,
     };
     let request = crate::Request::new(spec, &facts.limits).expect("it fits");

@@ -18,6 +18,12 @@ from torch import Tensor
 IN_PROMPT = 1 << 30
 
 
+# Of each byte, least bit first: 0 for a bit that is set, else -inf.
+_BANNED_BY_BYTE = torch.tensor(
+    [[0.0 if byte >> bit & 1 else -torch.inf for bit in range(8)] for byte in range(256)]
+)
+
+
 class Feature(IntFlag):
     """What a row's sampling needs, known on the host. No bit: the best token, and its logprob."""
 
@@ -30,6 +36,7 @@ class Feature(IntFlag):
     TOKENS_MIN = 64
     LOGPROB_RAW = 128
     TOP_N = 256
+    MASKED = 512  # only some tokens may be drawn
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,21 @@ class Edits:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """The tokens that some rows may draw: bit j of word i is token 32 i + j."""
+
+    row_M: Tensor  # int64, indices in S
+    bits_MW: Tensor  # int32
+
+    def banned(self, vocab: int) -> Tensor:
+        """What is to be added to logits: 0 where a bit is set, else -inf; float32, [M, V]."""
+        byte_X = self.bits_MW.contiguous().view(torch.uint8).flatten().int()
+        # Eight tokens at a time: half the time of anything that looks at single bits.
+        row_MV = _BANNED_BY_BYTE.to(byte_X.device).index_select(0, byte_X)
+        return row_MV.view(self.bits_MW.shape[0], -1)[:, :vocab]
+
+
+@dataclass(frozen=True)
 class SampleRows:
     """How each row of a step's logits is to be drawn from.
 
@@ -70,6 +92,7 @@ class SampleRows:
     state_slot_S: Tensor | None = None  # int64: which entry of the pool is the row's
     bias: Edits | None = None
     banned: Edits | None = None
+    masks: Masks | None = None  # of the rows with MASKED, all of them
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,7 @@ class SamplingBackend(Protocol):
     takes_half: bool
 
     def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
-        """Order: penalties, bias, bans, temperature, top-k, top-p, typical-p, min-p, draw.
+        """Order: penalties, bias, bans, masks, temperature, top-k, top-p, typical-p, min-p, draw.
 
         Args:
             logits_SV: float32, or what `takes_half` allows; may be overwritten.

@@ -168,8 +168,8 @@ class BatchedSampling(Plain):
 
 
 def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
-    """Penalties, bias and bans; on a copy where somebody still wants the raw logits."""
-    edits = features & (Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN)
+    """Penalties, bias, bans, masks; on a copy where somebody still wants the raw logits."""
+    edits = features & (Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN | Feature.MASKED)
     if not edits:
         return logits_SV
     x_SV = logits_SV.clone() if features & Feature.LOGPROB_RAW else logits_SV
@@ -178,6 +178,12 @@ def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
     for edit in (rows.bias, rows.banned):
         if edit is not None:
             x_SV.index_put_((edit.row, edit.token), edit.value, accumulate=True)
+    if rows.masks is not None and features & Feature.MASKED:
+        banned_MV = rows.masks.banned(x_SV.shape[1])
+        if banned_MV.shape[0] == x_SV.shape[0]:
+            x_SV.add_(banned_MV)
+        else:
+            x_SV.index_add_(0, rows.masks.row_M, banned_MV)
     return x_SV
 
 
@@ -265,6 +271,7 @@ class Best:
     x_RK: Tensor
     token_RK: Tensor
     count_R: Tensor  # candidates of each row
+    whole_R1: Tensor | None = None  # which rows have no other possible tokens; None: all
 
 
 def best_first(x_RV: Tensor, count: int, search: Search) -> Best:
@@ -280,6 +287,9 @@ def best_first(x_RV: Tensor, count: int, search: Search) -> Best:
         return Best(best.values, best.indices, best.indices.new_full((rows,), vocab))
     maxima_RC = x_RV[:, : chunks * CHUNK_OF_MAXIMA].view(rows, chunks, CHUNK_OF_MAXIMA).amax(2)
     bound_R1 = maxima_RC.topk(count, dim=1).values[:, -1:]
+    # A mask may leave fewer possible tokens than are asked for: no other is a candidate.
+    whole_R1 = bound_R1 == -torch.inf
+    bound_R1 = bound_R1.clamp_min(torch.finfo(x_RV.dtype).min)
     row_X, token_X = search.at_least(x_RV, bound_R1)
     count_R = row_X.bincount(minlength=rows)
     first_R = count_R.cumsum(0) - count_R
@@ -290,7 +300,7 @@ def best_first(x_RV: Tensor, count: int, search: Search) -> Best:
     token_RK = row_X.new_zeros(shape)
     token_RK[row_X, column_X] = token_X
     best = x_RK.sort(dim=1, descending=True, stable=True)
-    return Best(best.values, token_RK.gather(1, best.indices), count_R)
+    return Best(best.values, token_RK.gather(1, best.indices), count_R, whole_R1)
 
 
 def _filter(
@@ -317,6 +327,8 @@ def _filter(
         lacks_R1 = torch.where(
             has_top_k_R1, top_k_R1 > best.count_R[:, None], sum_RK[:, -1:] < nucleus_R1
         )
+        if best.whole_R1 is not None:
+            lacks_R1 &= ~best.whole_R1
         if bool(lacks_R1.any()):
             return e_RK, False
     # What precedes a token does not yet weigh enough; the best token always stays.

@@ -84,6 +84,32 @@ def edit_kernel(
     tl.store(x_SV + row * vocab + token, x, mask=inside)
 
 
+@triton.jit
+def mask_kernel(
+    x_SV,  # float32: changed
+    vocab,
+    row_M,
+    bits_MW,
+    words,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Makes tokens impossible that a row's mask does not allow. A number that is none stays, so
+    that the row is bad (R10)."""
+    at = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = token < vocab
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    x_V = x_SV + tl.load(row_M + at) * vocab
+    word = tl.load(bits_MW + at * words + token // 32, mask=inside, other=0)
+    x = tl.load(x_V + token, mask=inside, other=0.0)
+    is_allowed = ((word >> (token % 32)) & 1) != 0
+    is_bad = (x != x) | (x == float("inf"))  # noqa: PLR0124 (only NaN differs from itself)
+    tl.store(x_V + token, tl.where(is_allowed | is_bad, x, -float("inf")), mask=inside)
+
+
 @triton.jit(do_not_specialize=["knob_stride"])
 def draw_whole_kernel(
     x_SV,

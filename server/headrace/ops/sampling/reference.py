@@ -59,7 +59,7 @@ def _is_bad(x_V: Tensor) -> bool:
 
 
 def _edit(x_V: Tensor, row: int, features: Feature, rows: SampleRows) -> Tensor:
-    """Penalties, bias and bans."""
+    """Penalties, bias, bans and masks."""
     x_V = x_V.clone()
     if features & Feature.PENALTY:
         assert rows.knobs and rows.state_QV is not None and rows.state_slot_S is not None
@@ -75,6 +75,13 @@ def _edit(x_V: Tensor, row: int, features: Feature, rows: SampleRows) -> Tensor:
     for edits in (rows.bias, rows.banned):
         if edits is not None:
             _apply(edits, row, x_V)
+    if features & Feature.MASKED:
+        assert rows.masks is not None
+        at = rows.masks.row_M.tolist().index(row)
+        word_W = rows.masks.bits_MW[at].tolist()
+        for token in range(len(x_V)):
+            if not word_W[token // 32] >> (token % 32) & 1:
+                x_V[token] = -torch.inf
     return x_V
 
 

@@ -26,11 +26,17 @@ from headrace.ops.sampling.base import (
     Alternatives,
     Feature,
     Knobs,
+    Masks,
     SampleRows,
     Samples,
     empty_samples,
 )
-from headrace.ops.sampling.draw import draw_filtered_kernel, draw_whole_kernel, edit_kernel
+from headrace.ops.sampling.draw import (
+    draw_filtered_kernel,
+    draw_whole_kernel,
+    edit_kernel,
+    mask_kernel,
+)
 from headrace.ops.sampling.groups import EDITS, Groups
 from headrace.ops.sampling.lists import CANDIDATES, LIST, alternatives_kernel
 from headrace.ops.sampling.scan import CHUNK, PIECE, best_kernel, raw_kernel, scan_kernel
@@ -196,7 +202,7 @@ class TritonSampling:
         vocab, where = logits_SV.shape[1], logits_SV.device
         draws = Feature.SAMPLED, Feature.SAMPLED | Feature.FILTERED
         wants = Feature(0), Feature.TOP_N, Feature.LOGPROB_RAW, Feature.LOGPROB_RAW | Feature.TOP_N
-        edits = Feature(0), Feature.BIAS, Feature.PENALTY
+        edits = Feature(0), Feature.BIAS, Feature.PENALTY, Feature.MASKED
         for draw in (Feature(0), *draws):
             for want in wants:
                 for edit in edits:
@@ -287,7 +293,7 @@ class TritonSampling:
         )
 
     def _edit(self, logits_SV: Tensor, rows: SampleRows, groups: Groups) -> Tensor:
-        """The logits with penalties, bias and bans, a copy in float32; themselves without any."""
+        """The logits with penalties, bias, bans and masks, a copy in float32; else themselves."""
         if not groups.features & EDITS:
             return logits_SV
         penalty = bool(groups.features & Feature.PENALTY)
@@ -316,6 +322,18 @@ class TritonSampling:
         for edit in (rows.bias, rows.banned):
             if edit is not None:
                 x_SV.index_put_((edit.row, edit.token), edit.value, accumulate=True)
+        if rows.masks is not None and groups.features & Feature.MASKED:
+            self._gpu.run(
+                mask_kernel,
+                (triton.cdiv(vocab, self._sizes.piece), rows.masks.row_M.shape[0]),
+                x_SV,
+                vocab,
+                rows.masks.row_M,
+                rows.masks.bits_MW,
+                rows.masks.bits_MW.shape[1],
+                BLOCK=self._sizes.piece,
+                warps=4,
+            )
         return x_SV
 
     def _draw_whole(self, scan: Scan, rows: SampleRows, groups: Groups, drawn: Drawn) -> None:
@@ -470,6 +488,10 @@ def _made_up(features: Feature, vocab: int, where: torch.device) -> SampleRows:
         uniform_S=torch.zeros(1, dtype=torch.float64, device=where),
         state_QV=torch.zeros((1, vocab), dtype=torch.int32, device=where),
         state_slot_S=torch.zeros(1, dtype=torch.int64, device=where),
+        masks=Masks(
+            torch.zeros(1, dtype=torch.int64, device=where),
+            torch.full((1, -(-vocab // 32)), -1, dtype=torch.int32, device=where),
+        ),
     )
 
 
