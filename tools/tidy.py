@@ -28,9 +28,12 @@ RUST_ARROWS = {
     "headrace-ceiling": {"headrace-config", "headrace-core", "headrace-router", "headrace-wire"},
     "headrace-config": set(),
     "headrace-core": set(),
-    "headrace-engine": {"headrace-core", "headrace-wire"},
+    "headrace-engine": {"headrace-core", "headrace-grammar", "headrace-wire"},
+    "headrace-grammar": set(),
     "headrace-launcher": {"headrace-config"},
-    "headrace-router": {"headrace-config", "headrace-engine", "headrace-text"},
+    "headrace-router": {
+        "headrace-config", "headrace-engine", "headrace-grammar", "headrace-text",
+    },
     "headrace-text": set(),
     "headrace-wire": {"headrace-core"},
 }  # fmt: skip

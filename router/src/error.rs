@@ -195,7 +195,7 @@ pub(crate) enum Invalid {
     #[error("grammar is not supported")]
     Grammar,
     #[error("grammar is not valid: {0}")]
-    InvalidGrammar(String),
+    GrammarText(String),
     #[error("`{field}` is not supported yet")]
     Unsupported { field: &'static str },
     #[error("`messages[{message}].content[{part}]` is {kind:?}; only \"text\" is supported")]

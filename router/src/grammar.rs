@@ -73,11 +73,12 @@ fn of_format(format: &ResponseFormat) -> Result<Option<GrammarSpec>, Invalid> {
 
 /// A schema as it is, as a text, or named (`{"name": …, "schema": …}`).
 fn schema(value: &Value) -> Result<Value, Invalid> {
-    let value = match value {
-        Value::String(text) => {
-            &serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?
-        }
-        other => other,
+    let parsed;
+    let value = if let Value::String(text) = value {
+        parsed = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        &parsed
+    } else {
+        value
     };
     if !value.is_object() {
         return Err(Invalid::Grammar);
@@ -99,7 +100,7 @@ fn unknown(field: &str, kind: &str) -> Invalid {
 }
 
 fn invalid(message: impl Into<String>) -> Invalid {
-    Invalid::InvalidGrammar(message.into())
+    Invalid::GrammarText(message.into())
 }
 
 /// Compiles a grammar, or finds it.
@@ -121,11 +122,13 @@ pub(crate) async fn compile(
         // A receiver that is gone has waited long enough.
         drop(send.send(compiled));
     };
-    compiler.compile(spec.clone(), deliver).map_err(refusal)?;
+    compiler
+        .compile(spec.clone(), deliver)
+        .map_err(|error| refusal(&error))?;
     match timeout(patience, outcome).await {
-        Ok(Ok(outcome)) => outcome.map_err(refusal),
-        Ok(Err(_)) => Err(refusal(GrammarError::Failed)),
-        Err(_) => Err(refusal(GrammarError::TooSlow { max })),
+        Ok(Ok(outcome)) => outcome.map_err(|error| refusal(&error)),
+        Ok(Err(_)) => Err(refusal(&GrammarError::Failed)),
+        Err(_) => Err(refusal(&GrammarError::TooSlow { max })),
     }
 }
 
@@ -143,11 +146,9 @@ fn compiler(ready: &Ready, workers: usize) -> Compiler {
     })
 }
 
-fn refusal(error: GrammarError) -> ApiError {
-    match error {
-        GrammarError::QueueFull { waiting, queue_max } => {
-            ApiError::Overloaded(Overload::Grammar { waiting, queue_max })
-        }
-        other => invalid(other.to_string()).into(),
+fn refusal(error: &GrammarError) -> ApiError {
+    if let &GrammarError::QueueFull { waiting, queue_max } = error {
+        return ApiError::Overloaded(Overload::Grammar { waiting, queue_max });
     }
+    invalid(error.to_string()).into()
 }

@@ -44,6 +44,7 @@ pub(crate) enum Phase {
 
 /// A sequence. Its tokens survive whatever happens on the shards.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Sequence {
     pub(crate) id: SeqId,
     /// What was asked, but for the prompt's ids: they are the first of `tokens`.

@@ -303,7 +303,7 @@ impl<'a> Driver<'a> {
 
     async fn masks_made(&mut self) -> Result<(), EngineError> {
         let mut failed = Vec::new();
-        self.masks.collect(&mut failed, &self.metrics.mask_time);
+        self.masks.collect(&mut failed, &self.metrics.masks.time);
         self.finish_each(failed, FinishReason::GrammarFailed);
         self.send_masks().await
     }

@@ -100,10 +100,10 @@ impl Masks {
     }
 
     /// A sequence was admitted with a grammar.
-    pub(crate) fn begin(&mut self, seq: SeqId, matcher: Matcher) {
+    pub(crate) fn begin(&mut self, seq: SeqId, matcher: Box<Matcher>) {
         let (mask, after) = (matcher.first_mask(), matcher.accepted());
         let constraint = Constraint {
-            matcher: Some(Box::new(matcher)),
+            matcher: Some(matcher),
             tokens: Vec::new(),
             mask,
             after,

@@ -142,7 +142,7 @@ impl EngineHandle {
         let t0 = Instant::now();
         let submission = Submission {
             request,
-            matcher,
+            matcher: matcher.map(Box::new),
             sink,
             reply,
             span: Span::current(),

@@ -34,7 +34,7 @@ pub(crate) struct Submission {
     /// What is asked.
     pub(crate) request: Request,
     /// What its tokens must be, for a request that is masked.
-    pub(crate) matcher: Option<Matcher>,
+    pub(crate) matcher: Option<Box<Matcher>>,
     /// Where its tokens go.
     pub(crate) sink: Arc<TokenSink>,
     /// Whether it was admitted.

@@ -59,8 +59,7 @@ pub(crate) struct Metrics {
     pub(crate) blocks_free: IntGauge,
     pub(crate) blocks_cached: IntGauge,
     pub(crate) preemptions: IntCounter,
-    pub(crate) masks_missed: IntCounter,
-    pub(crate) mask_time: Histogram,
+    pub(crate) masks: MaskSeries,
     pub(crate) cached_tokens: IntCounter,
     pub(crate) prefill_tokens: IntCounter,
     pub(crate) steps: IntCounter,
@@ -68,12 +67,18 @@ pub(crate) struct Metrics {
     pace: PaceSeries,
 }
 
+/// What constrained rows wait for (R7).
+#[derive(Debug, Clone)]
+pub(crate) struct MaskSeries {
+    missed: IntCounter,
+    pub(crate) time: Histogram,
+}
+
 // === impl Metrics ===
 
 impl Metrics {
     /// Registers every series.
-    pub(crate) fn new(registry: &Registry) -> Self {
-        let r = registry;
+    pub(crate) fn new(r: &Registry) -> Self {
         let counts = method_counter(r, "tgi_batch_inference_count", "Steps sent to the shards");
         let successes = method_counter(
             r,
@@ -108,12 +113,6 @@ impl Metrics {
             "Sequences that join the batch in one step",
         )
         .buckets(sizes);
-        let times = exponential_buckets(1e-6, 2.0, 20).expect("the factor exceeds one");
-        let mask_time = HistogramOpts::new(
-            "headrace_mask_duration",
-            "Seconds that a thread took to follow a grammar by a token and to make the next mask",
-        )
-        .buckets(times);
         Self {
             queue_size: gauge(r, "tgi_queue_size", "Sequences waiting for a slot"),
             batch_size: gauge(r, "tgi_batch_current_size", "Sequences running"),
@@ -145,12 +144,7 @@ impl Metrics {
                 "headrace_preemptions",
                 "Sequences sent back to the queue",
             ),
-            masks_missed: counter(
-                r,
-                "headrace_masks_missed",
-                "Masks of constrained tokens that came too late, whose token was drawn again",
-            ),
-            mask_time: registered(r, Histogram::with_opts(mask_time)),
+            masks: MaskSeries::new(r),
             cached_tokens: counter(
                 r,
                 "headrace_cached_tokens",
@@ -204,7 +198,7 @@ impl Metrics {
             series.inc_by(total.saturating_sub(series.get()));
         };
         advance(&self.preemptions, stats.preemptions);
-        advance(&self.masks_missed, stats.masks_missed);
+        advance(&self.masks.missed, stats.masks_missed);
         advance(&self.cached_tokens, stats.cached_tokens);
         advance(&self.prefill_tokens, stats.prefill_tokens);
         advance(&self.tokens, stats.generated_tokens);
@@ -215,6 +209,26 @@ impl Metrics {
         match method {
             Method::Prefill => &self.prefill,
             Method::Decode => &self.decode,
+        }
+    }
+}
+
+// === impl MaskSeries ===
+
+impl MaskSeries {
+    fn new(r: &Registry) -> Self {
+        let times = exponential_buckets(1e-6, 2.0, 20).expect("the factor exceeds one");
+        let time = HistogramOpts::new(
+            "headrace_mask_duration",
+            "Seconds that a thread took to follow a grammar by a token and to make the next mask",
+        );
+        Self {
+            missed: counter(
+                r,
+                "headrace_masks_missed",
+                "Masks of constrained tokens that came too late, whose token was drawn again",
+            ),
+            time: registered(r, Histogram::with_opts(time.buckets(times))),
         }
     }
 }

@@ -157,5 +157,5 @@ fn common_multiple(a: u64, b: u64) -> u64 {
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    if x == 0 { 0 } else { (a / x).saturating_mul(b) }
+    a.checked_div(x).unwrap_or(0).saturating_mul(b)
 }

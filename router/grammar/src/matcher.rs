@@ -88,8 +88,8 @@ impl Matcher {
         if self.inner.is_stopped() && !self.inner.is_error() {
             return Ok(());
         }
-        let taken = self.inner.consume_token(token);
-        taken.map_err(|error| self.failed(&error.to_string()))
+        let outcome = self.inner.consume_token(token);
+        outcome.map_err(|error| self.failed(&error.to_string()))
     }
 
     /// What may come next: an ending token alone, where the text is complete and cannot go on.

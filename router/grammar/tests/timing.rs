@@ -56,8 +56,8 @@ fn compile(compiler: &Compiler, spec: GrammarSpec) -> Arc<Compiled> {
 
 fn told(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    let (p50, p99, max) = (at(50), at(99), at(100));
     eprintln!(
         "  {what}: p50 {p50:?}, p99 {p99:?}, max {max:?} of {}",
         times.len()
@@ -74,12 +74,12 @@ fn measure(tokenizer: &Tokenizer, size: u32) {
     compile(&compiler, GrammarSpec::Regex("a".to_owned()));
     eprintln!("vocabulary of {size}: {:?}, once", begun.elapsed());
     let begun = Instant::now();
-    let compiled = compile(&compiler, GrammarSpec::JsonSchema(schema()));
+    let grammar = compile(&compiler, GrammarSpec::JsonSchema(schema()));
     eprintln!("  schema: {:?}", begun.elapsed());
     let ids = tokenizer.encode(DOCUMENT, false).unwrap().ids;
     let (mut first, mut later) = (Vec::new(), Vec::new());
     for pass in 0..PASSES {
-        let mut matcher = compiled.matcher();
+        let mut matcher = grammar.matcher();
         for id in &ids {
             let begun = Instant::now();
             matcher.accept(*id).unwrap();

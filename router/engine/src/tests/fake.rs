@@ -216,12 +216,12 @@ pub(crate) fn answer(plan: &StepPlan) -> StepResult {
 }
 
 /// Constrained rows draw the first token that they may, or miss their mask.
-fn keep_to(mask: Option<StepMask>, plan: &StepPlan, result: &mut StepResult) {
+fn keep_to(mask: Option<&StepMask>, plan: &StepPlan, result: &mut StepResult) {
     for (at, &row) in result.row_index.iter().enumerate() {
         if plan.row_flags[row.cast_unsigned() as usize] & row_flag::MASKED == 0 {
             continue;
         }
-        let mine = mask.as_ref().and_then(|mask| {
+        let mine = mask.and_then(|mask| {
             assert_eq!(mask.step, plan.step, "masks follow their plan");
             let found = mask.row.binary_search(&row).ok()?;
             Some(&mask.bits[found])
@@ -291,16 +291,13 @@ impl Fake {
             return None;
         }
         let bytes = messages.message().await.ok().flatten()?;
-        match decode_mask(bytes.clone()).expect("the engine sends messages") {
-            Some(mask) => {
-                self.seen.add_mask(mask.clone());
-                Some(mask)
-            }
-            None => {
-                *held = Some(bytes);
-                None
-            }
+        let mask = decode_mask(bytes.clone()).expect("the engine sends messages");
+        if let Some(mask) = &mask {
+            self.seen.add_mask(mask.clone());
+        } else {
+            *held = Some(bytes);
         }
+        mask
     }
 
     async fn run(self, mut plans: Streaming<Bytes>, results: mpsc::Sender<Result<Bytes, Status>>) {
@@ -321,7 +318,7 @@ impl Fake {
             let mut result = model(&plan);
             if self.describe.rank == 0 {
                 let mask = self.await_mask(&plan, &mut plans, &mut held).await;
-                keep_to(mask, &plan, &mut result);
+                keep_to(mask.as_ref(), &plan, &mut result);
             }
             let tokens = u32::try_from(plan.token_id.len()).expect("few tokens");
             let took = self.step_time + self.token_time * tokens;

@@ -73,10 +73,9 @@ fn a_bound_that_is_exceeded_is_told_with_both_numbers() {
 
 #[test]
 fn what_the_compiler_bounds_is_refused_with_its_reason() {
-    let doubling: String = (0..60)
-        .map(|i| format!("A{i}: A{0} A{0}\n", i + 1))
-        .collect();
-    let doubling = lark(format!("{doubling}A60: \"a\"\nstart: A0\n"));
+    let doubled = |i: usize| format!("A{i}: A{0} A{0}", i + 1);
+    let doubling = (0..60).map(doubled).collect::<Vec<_>>().join("\n");
+    let doubling = lark(format!("{doubling}\nA60: \"a\"\nstart: A0\n"));
     let reason = refused(doubling).to_string();
     assert!(
         reason.contains("(limit for this grammar: 1000000)"),
@@ -144,9 +143,10 @@ fn large_grammars_of_use_are_compiled() {
         regex("((a*)*)*b"),
         lark(
             (0..5000)
-                .map(|i| format!("A{i}: A{}\n", i + 1))
-                .collect::<String>()
-                + "A5000: \"a\"\nstart: A0\n",
+                .map(|i| format!("A{i}: A{}", i + 1))
+                .chain(["A5000: \"a\"\nstart: A0\n".to_owned()])
+                .collect::<Vec<_>>()
+                .join("\n"),
         ),
     ] {
         compile(spec.clone()).unwrap_or_else(|error| panic!("{spec:?}: {error}"));
@@ -186,12 +186,12 @@ fn a_full_queue_is_told_and_a_model_without_an_end_refuses_all() {
         queue_max: 1,
         ..Bounds::default()
     };
-    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (hold, release) = std::sync::mpsc::channel::<()>();
     let (started, start) = std::sync::mpsc::channel();
     let compiler = super::compiler(bounds);
     let wait = move |_| {
         started.send(()).expect("somebody waits for it");
-        held.recv().ok();
+        release.recv().ok();
     };
     compiler.compile(regex("a"), wait).expect("there is room");
     start.recv().expect("it is compiled");
