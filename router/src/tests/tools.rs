@@ -541,7 +541,10 @@ async fn a_call_that_must_be_made_is_told_as_a_call() {
     let body = asked(&json!({"tool_choice": "add"}));
     let reply = answer(&stack, &body, said(SECOND)).await;
     let choice = &reply["choices"][0];
-    assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "add");
+    assert_eq!(
+        choice["message"]["tool_calls"][0]["function"]["name"],
+        "add"
+    );
     assert_eq!(choice["finish_reason"], "tool_calls");
 }
 
