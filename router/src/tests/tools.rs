@@ -522,7 +522,7 @@ async fn a_call_that_must_be_made_is_all_that_can_be_said() {
         assert!(may_say(&stack, &body, ADD).await, "{choice}");
         assert_eq!(may_say(&stack, &body, WEATHER).await, both, "{choice}");
         assert!(!may_say(&stack, &body, "I would rather not").await);
-        assert!(!may_say(&stack, &body, &ADD.replace("1", "\"1\"")).await);
+        assert!(!may_say(&stack, &body, &ADD.replace('1', "\"1\"")).await);
         let two = format!("{ADD}\n{WEATHER}");
         assert_eq!(may_say(&stack, &body, &two).await, both, "{choice}");
     }
