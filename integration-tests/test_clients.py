@@ -78,12 +78,12 @@ PROMISES = [
     (
         "openai",
         "client_hub.py",
-        "endpoint text_generation text_stream text_sampled chat errors concurrent",
+        "endpoint text_generation text_stream text_sampled chat grammar errors concurrent",
     ),
     (
         "hub034",
         "client_hub.py",
-        "endpoint text_generation text_stream text_sampled chat errors concurrent",
+        "endpoint text_generation text_stream text_sampled chat grammar errors concurrent",
     ),
     ("langchain", "client_langchain.py", "invoke stream stop chat"),
 ]

@@ -353,12 +353,14 @@ fn a_model_that_cannot_be_had_gives_one_clear_line() {
 
 #[test]
 fn a_signal_during_the_download_stops_it() {
-    let plan = json!({"steps": {"download": [["touch", "started"]]}});
-    let world = World::start(&[], plan);
-    world.until_event("download args --lifeline");
-    world.signal(Signal::SIGINT);
-    let (status, ..) = world.end();
-    assert_eq!(status.code(), Some(0));
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let plan = json!({"steps": {"download": [["touch", "started"]]}});
+        let world = World::start(&[], plan);
+        world.until_event("download args --lifeline");
+        world.signal(signal);
+        let (status, ..) = world.end();
+        assert_eq!(status.code(), Some(0), "{signal}");
+    }
 }
 
 #[test]
@@ -455,7 +457,7 @@ fn a_start_that_takes_too_long_names_who_is_late() {
 
 #[test]
 fn exit_statuses_are_those_of_a_good_citizen() {
-    let table: [(&[&str], i32, &str); 3] = [
+    let table: [(&[&str], i32, &str); 4] = [
         (&["--port", "many"], 2, "invalid value 'many' for '--port"),
         (
             &["--max-best-of", "0"],
@@ -466,6 +468,11 @@ fn exit_statuses_are_those_of_a_good_citizen() {
             &["--log-level", "a=b=c"],
             1,
             "Error: ArgumentValidation: --log-level",
+        ),
+        (
+            &["--device", "cuda", "--num-shard", "64"],
+            1,
+            "Error: NotEnoughCUDADevices: 64 CUDA devices are needed",
         ),
     ];
     for (args, code, text) in table {

@@ -68,6 +68,19 @@ def test_cached_model_is_served_offline_and_without_a_network(
         assert (code, line["sha"]) == (0, COMMIT)
 
 
+def test_both_folders_of_tgi_s_images_are_read(tmp_path: Path, repository: Path) -> None:
+    """`HF_HOME=/data`, as now, and `HUGGINGFACE_HUB_CACHE=/data`, as in older images."""
+    name = "models--" + REPO.replace("/", "--")
+    data = tmp_path / "data"
+    for variable, folder in (("HF_HOME", data / "hub"), ("HUGGINGFACE_HUB_CACHE", data)):
+        with StandIn(REPO, repository) as hub:
+            environment = {"HF_ENDPOINT": hub.url, variable: str(data)}
+            code, line, _ = download(tmp_path, "--model-id", REPO, **environment)
+        assert (code, Path(line["path"]).parents[1]) == (0, folder / name)
+        environment = {"HF_HUB_OFFLINE": "1", variable: str(data)}
+        assert download(tmp_path, "--model-id", REPO, **environment)[0] == 0
+
+
 def test_broken_connection_resumes_where_it_stopped(tmp_path: Path, repository: Path) -> None:
     # The Hub's client goes on at whole chunks of 10 MiB.
     save_file({"w": torch.arange(5 << 20).float()}, repository / "model.safetensors")

@@ -48,7 +48,10 @@ fn tgi_s_python_program_is_python_s() {
     assert_ne!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stderr);
     // Without an installed server there is no Python to ask.
-    assert!(text.contains("Python") || text.contains("text-generation-launcher"), "{text}");
+    assert!(
+        text.contains("Python") || text.contains("text-generation-launcher"),
+        "{text}"
+    );
 }
 
 #[test]

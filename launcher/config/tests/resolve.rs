@@ -263,6 +263,11 @@ fn what_cannot_be_read_names_the_flag_or_the_variable() {
             "environment variable PORT: invalid value '70000'",
         ),
         (
+            // What Kubernetes sets beside a service of that name.
+            "PORT=tcp://10.0.0.1:80",
+            "environment variable PORT: invalid value 'tcp://10.0.0.1:80'",
+        ),
+        (
             "JSON_OUTPUT=maybe",
             "environment variable JSON_OUTPUT: `maybe` is neither",
         ),

@@ -118,6 +118,25 @@ async fn refusals_of_fields_are_tgi_s_error_object() {
 }
 
 #[tokio::test]
+async fn a_model_without_a_template_refuses_chats_and_nothing_else() {
+    let mut text = super::text();
+    text.template = None;
+    let stack = Stack::of(text, |_| {});
+    let body = chat(r#""max_tokens": 1"#);
+    let reply = stack.send(post("/v1/chat/completions", body)).await;
+    assert_eq!(reply.status, 422);
+    assert_eq!(reply.json()["error_type"], "template_error");
+    assert!(
+        reply.text().contains("no chat template"),
+        "{}",
+        reply.text()
+    );
+    stack.script.push(drawn(&[END], FinishReason::EndOfText));
+    let body = generate(r#""max_new_tokens": 1"#);
+    assert_eq!(stack.send(post("/generate", body)).await.status, 200);
+}
+
+#[tokio::test]
 async fn what_a_stream_cannot_do_is_refused_before_it_starts() {
     let stack = Stack::new();
     let best_of = r#""best_of": 2, "do_sample": true"#;

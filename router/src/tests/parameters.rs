@@ -173,6 +173,13 @@ async fn chat_is_rendered_once_and_an_answer_that_has_begun_goes_on() {
         prompt(&asked),
         "<|im_start|>user:Hi<|im_end|><|im_start|>assistant:"
     );
+    let parts = json!([{"type": "text", "text": "Hi"}, {"type": "text", "text": " you"}]);
+    let body = json!({"messages": [{"role": "user", "content": parts}]});
+    let one = request("/v1/chat/completions", body).await;
+    assert_eq!(
+        prompt(&one),
+        "<|im_start|>user:Hi you<|im_end|><|im_start|>assistant:"
+    );
     let body = json!({"messages": [{"role": "assistant", "content": "So"}]});
     let begun = request("/v1/chat/completions", body).await;
     assert_eq!(prompt(&begun), "<|im_start|>assistant:So");

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use headrace_engine::{EngineState, FinishReason, SubmitError};
 use serde_json::{Value, json};
 
-use super::{END, Stack, drawn, ids, post, token};
+use super::{END, Stack, WORLD, drawn, ids, post, token};
 
 fn hi() -> Value {
     json!({"inputs": "Hi", "parameters": {"max_new_tokens": 4}})
@@ -127,6 +127,23 @@ async fn a_stop_string_ends_the_body_at_once_and_tells_the_engine() {
     assert_eq!(reply["choices"][0]["text"], "a");
     assert_eq!(reply["choices"][0]["finish_reason"], "stop_sequence");
     assert_eq!(stack.script.log().finished, [FinishReason::StopText]);
+}
+
+#[tokio::test]
+async fn a_stop_string_inside_a_token_is_the_end_of_the_text() {
+    let stack = Stack::new();
+    stack.script.push(drawn(
+        &[u32::from(b'a'), WORLD, u32::from(b'b')],
+        FinishReason::Length,
+    ));
+    let body = json!({"inputs": "Hi", "parameters": {"stop": ["wor"], "max_new_tokens": 3,
+        "details": true}});
+    let reply = stack.post("/generate", &body).await.json();
+    assert_eq!(reply["details"]["finish_reason"], "stop_sequence");
+    assert_eq!(reply["generated_text"], "a wor");
+    let tokens = reply["details"]["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len(), 2, "{reply}");
+    assert_eq!(tokens[1]["text"], " world");
 }
 
 #[tokio::test]
@@ -314,6 +331,10 @@ async fn metrics_have_tgi_s_names_and_buckets() {
             reply.text()
         );
     }
+    let buckets = reply.text().lines();
+    let buckets = buckets.filter(|line| line.starts_with("tgi_request_duration_bucket"));
+    assert_eq!(buckets.count(), 35 + 1, "and one without a bound");
+    assert!(!reply.text().contains("_total "), "no counter has a suffix");
 }
 
 #[tokio::test]

@@ -522,7 +522,7 @@ async fn a_call_that_must_be_made_is_all_that_can_be_said() {
         assert!(may_say(&stack, &body, ADD).await, "{choice}");
         assert_eq!(may_say(&stack, &body, WEATHER).await, both, "{choice}");
         assert!(!may_say(&stack, &body, "I would rather not").await);
-        assert!(!may_say(&stack, &body, &ADD.replace("1", "\"1\"")).await);
+        assert!(!may_say(&stack, &body, &ADD.replace('1', "\"1\"")).await);
         let two = format!("{ADD}\n{WEATHER}");
         assert_eq!(may_say(&stack, &body, &two).await, both, "{choice}");
     }
@@ -541,7 +541,10 @@ async fn a_call_that_must_be_made_is_told_as_a_call() {
     let body = asked(&json!({"tool_choice": "add"}));
     let reply = answer(&stack, &body, said(SECOND)).await;
     let choice = &reply["choices"][0];
-    assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "add");
+    assert_eq!(
+        choice["message"]["tool_calls"][0]["function"]["name"],
+        "add"
+    );
     assert_eq!(choice["finish_reason"], "tool_calls");
 }
 
