@@ -35,7 +35,7 @@ impl Machine {
         Self {
             cores,
             gpus,
-            gpus_named: gpus_named(env),
+            gpus_named: gpus_named(env, gpus),
         }
     }
 
@@ -47,14 +47,16 @@ impl Machine {
 }
 
 /// `CUDA_VISIBLE_DEVICES` counts when it is set; an empty one hides every GPU, for CUDA as for us.
-/// `NVIDIA_VISIBLE_DEVICES` is the container runtime's and may also say `all`, `void` or `none`.
-fn gpus_named(env: &dyn Fn(&str) -> Option<OsString>) -> Option<u32> {
+/// `NVIDIA_VISIBLE_DEVICES` is the container runtime's: `all` and `void` name every GPU there is, as
+/// for TGI; `none` says nothing.
+fn gpus_named(env: &dyn Fn(&str) -> Option<OsString>, gpus: u32) -> Option<u32> {
     if let Some(list) = env("CUDA_VISIBLE_DEVICES") {
         return Some(count(&list.to_string_lossy()));
     }
     let list = env("NVIDIA_VISIBLE_DEVICES")?;
     match list.to_string_lossy().trim() {
-        "" | "all" | "void" | "none" => None,
+        "" | "none" => None,
+        "all" | "void" => Some(gpus),
         list => Some(count(list)),
     }
 }
@@ -87,7 +89,10 @@ mod tests {
             (Some("-1"), None, Some(0)),
             (Some("3,-1,4"), None, Some(1)),
             (Some("GPU-8932f937, MIG-1"), None, Some(2)),
-            (None, Some("all"), None),
+            (None, Some("all"), Some(8)),
+            (None, Some("void"), Some(8)),
+            (None, Some("none"), None),
+            (Some("0"), Some("all"), Some(1)),
             (None, Some("2"), Some(1)),
         ];
         for (cuda, nvidia, named) in table {
@@ -95,7 +100,7 @@ mod tests {
                 "CUDA_VISIBLE_DEVICES" => cuda.map(OsString::from),
                 _ => nvidia.map(OsString::from),
             };
-            assert_eq!(gpus_named(&env), named, "{cuda:?} {nvidia:?}");
+            assert_eq!(gpus_named(&env, 8), named, "{cuda:?} {nvidia:?}");
         }
     }
 }
