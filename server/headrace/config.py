@@ -58,6 +58,7 @@ class DeviceConfig:
     kv_bytes_max: int
     threads: int
     reference_ops: bool
+    graphs: bool
 
 
 @dataclass(frozen=True)

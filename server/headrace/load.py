@@ -89,7 +89,7 @@ def load_engine(
         comm=comm,
         dtype=dtype,
         reference=serve.device.reference_ops,
-        graphs=device.graphs,
+        graphs=device.graphs and serve.device.graphs,
     )
     return replace(engine, kv_bytes_max=serve.device.kv_bytes_max, phases=phases)
 

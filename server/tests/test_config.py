@@ -39,6 +39,7 @@ def example() -> dict[str, Any]:
             "kv_bytes_max": 0,
             "threads": 0,
             "reference_ops": False,
+            "graphs": True,
         },
         "requests": {
             "max_concurrent_requests": 128,

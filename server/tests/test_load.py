@@ -18,6 +18,7 @@ from headrace.engine import Engine, Preparation
 from headrace.errors import ConfigError
 from headrace.load import describe, load_engine
 from headrace.runner import Runner
+from headrace.testing.recording import RecordingDevice
 from headrace.testing.tiny import Tiny
 from headrace.wire import Plan, Result, Sampling
 
@@ -100,6 +101,14 @@ def test_the_cpu_waits_for_nobodys_kernels(folder: Path):
         raise AssertionError("waited for kernels of a GPU")
 
     assert load_engine(serve(folder), 0, kernels=wait).device.kind == "cpu"
+
+
+def test_steps_are_recorded_unless_graphs_are_turned_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("headrace.load.open_device", lambda *_: RecordingDevice())
+    assert load_engine(serve(folder), 0).graph_inputs is not None
+    assert load_engine(serve(folder, graphs=False), 0).graph_inputs is None
 
 
 @pytest.mark.timeout(180)

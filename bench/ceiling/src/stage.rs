@@ -166,6 +166,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             kv_bytes_max: 0,
             threads: 1,
             reference_ops: false,
+            graphs: true,
         },
         requests: config::Requests {
             max_concurrent_requests: streams,

@@ -44,7 +44,7 @@ SM_NUM_GPUS, HF_MODEL_QUANTIZE and HF_MODEL_TRUST_REMOTE_CODE stand for the vari
 or SM. COMPUTE_TYPE is what the header x-compute-type says.
 
 Flags of TGI that are taken and without effect here: --trust-remote-code, \
---waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs, \
+--waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs other than 0, \
 --prometheus-port, --disable-custom-kernels, --watermark-gamma, --watermark-delta, \
 --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
 refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \

@@ -57,7 +57,7 @@ pub struct CompatArgs {
     /// Without effect: the size of the KV cache is measured; --kv-memory bounds it
     #[arg(long, hide = true, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "N")]
     pub max_batch_total_tokens: Option<u32>,
-    /// Without effect yet: batch sizes of CUDA graphs
+    /// 0 turns CUDA graphs off; other sizes are without effect: there is a graph for each up to 512
     #[arg(
         long,
         hide = true,
@@ -169,6 +169,11 @@ impl CompatArgs {
             }
         }
         Ok(())
+    }
+
+    /// Whether steps are recorded as graphs, where a device can.
+    pub(crate) fn records_graphs(&self) -> bool {
+        !self.cuda_graphs.contains(&0)
     }
 
     /// One sentence for each flag that somebody set to no effect.

@@ -79,6 +79,8 @@ pub struct Device {
     pub threads: u32,
     /// Only reference operations: the slow twins of every fast path.
     pub reference_ops: bool,
+    /// Whether steps are recorded as graphs, where the device records any.
+    pub graphs: bool,
 }
 
 /// What requests may ask for. Names and meanings are TGI's.

@@ -271,6 +271,7 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
 }
 
 fn device(typed: &Typed, machine: &Machine, num_shard: u32) -> Result<Device, ConfigError> {
+    let graphs = typed.compat.records_graphs();
     let typed = &typed.device;
     let fraction = typed.cuda_memory_fraction;
     if !(fraction > 0.0 && fraction <= 1.0) {
@@ -308,6 +309,7 @@ fn device(typed: &Typed, machine: &Machine, num_shard: u32) -> Result<Device, Co
         },
         threads,
         reference_ops: typed.reference_ops,
+        graphs,
     })
 }
 

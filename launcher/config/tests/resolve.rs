@@ -141,6 +141,8 @@ fn a_flag_means_what_it_says() {
         --cuda-memory-fraction 1.0 | /device/memory_fraction | 0.0
         --cuda-memory-fraction 0.5 | /device/memory_fraction | 0.5
         --reference-ops | /device/reference_ops | true
+        --cuda-graphs 1,2 | /device/graphs | true
+        --cuda-graphs 0 | /device/graphs | false
         --max-concurrent-requests 9 | /requests/max_concurrent_requests | 9
         --max-input-tokens 7 | /requests/max_input_tokens | 7
         --max-input-length 7 | /requests/max_input_tokens | 7

@@ -158,7 +158,7 @@ fn serve() -> Serve {
             "load_format": "auto", "tokenizer_config_path": null,
             "tool_call_parser": "auto"},
         "device": {"kind": "cpu", "dtype": "float32", "kv_dtype": "", "memory_fraction": 0.0,
-            "kv_bytes_max": 0, "threads": 1, "reference_ops": false},
+            "kv_bytes_max": 0, "threads": 1, "reference_ops": false, "graphs": true},
         "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,
             "max_top_n_tokens": 5, "max_input_tokens": 64, "max_total_tokens": 128,
             "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1,
