@@ -156,6 +156,23 @@ impl Ready {
             total_max,
         }
     }
+
+    /// A sentence for each limit that was asked for and is more than can be served.
+    pub(crate) fn shortfalls(&self, serve: &Serve) -> Vec<String> {
+        let asked = &serve.requests;
+        let limits = [
+            ("--max-total-tokens", asked.max_total_tokens, self.total_max),
+            ("--max-input-tokens", asked.max_input_tokens, self.input_max),
+        ];
+        let too_much = limits.into_iter().filter_map(|(flag, asked, max)| {
+            let asked = asked.filter(|asked| *asked > max)?;
+            Some(format!(
+                "{flag} {asked} is more than the model's context and the KV cache hold: \
+                 {max} are served"
+            ))
+        });
+        too_much.collect()
+    }
 }
 
 // === free functions ===

@@ -153,6 +153,9 @@ async fn live(
         let describe = facts.describe.clone();
         let ready = Ready::new(&app.serve, facts, text);
         app.metrics.set_limits(ready.input_max, ready.total_max);
+        for shortfall in ready.shortfalls(&app.serve) {
+            tracing::warn!("{shortfall}");
+        }
         tracing::info!(
             model = app.serve.model.id,
             device = describe.device,

@@ -1,6 +1,7 @@
 //! Routes as their callers see them: limits, states, headers, probes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,7 +10,8 @@ use futures_util::StreamExt;
 use headrace_engine::{EngineState, FinishReason, SubmitError};
 use serde_json::{Value, json};
 
-use super::{END, Stack, WORLD, drawn, ids, post, token};
+use super::{END, Stack, WORLD, drawn, ids, post, ready, serve, text, token};
+use crate::app::Ready;
 
 fn hi() -> Value {
     json!({"inputs": "Hi", "parameters": {"max_new_tokens": 4}})
@@ -470,4 +472,24 @@ async fn the_table_of_compatibility_lists_tgi_s_routes_as_they_are() {
         assert_eq!(guarded, access == "key", "{route}");
     }
     assert_eq!(listed, 24);
+}
+
+#[test]
+fn limits_beyond_what_can_be_served_are_told_with_both_numbers() {
+    let mut serve = serve();
+    serve.requests.max_input_tokens = Some(4096);
+    serve.requests.max_total_tokens = Some(9000);
+    let EngineState::Ready(facts) = ready() else {
+        unreachable!("it is ready")
+    };
+    let cut = Ready::new(&serve, Arc::clone(&facts), Arc::new(text()));
+    let expected = [
+        "--max-total-tokens 9000 is more than the model's context and the KV cache hold: 4096 are served",
+        "--max-input-tokens 4096 is more than the model's context and the KV cache hold: 4095 are served",
+    ];
+    assert_eq!(cut.shortfalls(&serve), expected);
+    serve.requests.max_input_tokens = None;
+    serve.requests.max_total_tokens = Some(4096);
+    let whole = Ready::new(&serve, facts, Arc::new(text()));
+    assert!(whole.shortfalls(&serve).is_empty());
 }
