@@ -25,7 +25,8 @@ from headrace.device import Device, Peers, Share
 from headrace.device.cpu import CpuDevice
 from headrace.ops.triton import INTERPRETED, Gpu, gpu_at
 
-TIMEOUT_S = 120
+# In the interpreter ranks wait for each other in a loop, on as many cores as there are.
+TIMEOUT_S = 280
 # Shared memory of a rank, where there is no GPU to ask for it, and what each piece is aligned to.
 SLAB_BYTES = 16 << 20
 ALIGNMENT = 256

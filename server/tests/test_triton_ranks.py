@@ -28,6 +28,9 @@ from headrace.ops.sampling.ranks import make as make_sampling
 from headrace.ops.sampling.reference import ReferenceSampling
 from headrace.ops.sampling.triton import Sizes, TritonSampling
 
+# Ranks start and run inside a fixture, as slowly as they may.
+pytestmark = pytest.mark.timeout(600)
+
 EPS = 1e-5
 # (rows, width): each after the other through one mailbox, so that rows are skipped and come back.
 CALLS_HERE = [(1, 96), (3, 96), (2, 96), (1, 96), (5, 96), (3, 96), (1, 96), (4, 96)]
