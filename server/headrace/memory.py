@@ -46,6 +46,18 @@ class MemoryPlan:
         return "\n".join(f"{what:<22} {count / MIB:10.1f} MiB" for what, count in rows)
 
 
+def graph_bytes(taken: list[int], sizes: int) -> int:
+    """What the graphs of so many sizes take, by what some took one after the other.
+
+    The largest takes memory to compute in, which others use again. The next does not quite fit into
+    the gaps and takes some more. All others take what a graph itself takes, as the smallest shows.
+
+    Args:
+        taken: bytes of the largest, the next and the smallest; of all, where there are fewer.
+    """
+    return sum(taken) + sum(taken[-1:]) * (sizes - len(taken))
+
+
 def plan_memory(
     room: Room,
     held: Mapping[str, int],

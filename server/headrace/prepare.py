@@ -9,7 +9,7 @@ from headrace.batch import NO_GRAPHS, GraphSizes
 from headrace.engine import Engine, Preparation, Prepared, kv_layout
 from headrace.graphs import buckets, token_buckets
 from headrace.masks import mask_bytes
-from headrace.memory import BLOCKS_MIN, MIB, Room, plan_memory
+from headrace.memory import BLOCKS_MIN, MIB, Room, graph_bytes, plan_memory
 from headrace.ops.triton import counting_kernels, settle_keys
 from headrace.runner import Runner
 from headrace.warm import CROWD, warm_plans
@@ -47,14 +47,14 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     engine.comm.reserve(wanted.step_tokens_max * engine.width, engine.dtype)
     sizes = graph_sizes(engine, wanted)
     with phases("graphs measured"):
-        graph_bytes = _measure_graphs(engine, wanted, sizes)
+        graphs = _measure_graphs(engine, wanted, sizes)
     before = device.room()
     with phases("warm up"):
         _warm(engine, wanted)
     after = device.room()
     layout = kv_layout(engine, wanted)
     own = max(0, before.free - after.free)
-    coming = {"graphs": graph_bytes, "reserve": device.reserve_bytes}
+    coming = {"graphs": graphs, "reserve": device.reserve_bytes}
     budget = device.kv_budget(wanted.memory_fraction, engine.kv_bytes_max, engine.comm.size)
     state_bytes = 4 * wanted.state_slots_max * engine.vocab_size
     masks = mask_bytes(wanted.step_rows_max, engine.vocab_size)
@@ -72,7 +72,8 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
     free = device.room().free
     with phases("graphs"):
         runner.capture()
-    _check_graphs(graph_bytes, free - device.room().free, device.reserve_bytes)
+    if sizes:
+        check_graphs(graphs, free - device.room().free, device.reserve_bytes)
     for line in plan.table().splitlines():
         log.info("%s", line)
     log.info(
@@ -83,11 +84,7 @@ def _prepare(engine: Engine, wanted: Preparation) -> tuple[Runner, Prepared]:
 
 
 def _measure_graphs(engine: Engine, wanted: Preparation, sizes: GraphSizes) -> int:
-    """Device bytes that these graphs will take, by three of each kind.
-
-    The largest takes memory to compute in, which others use again. The next does not quite fit into
-    the gaps and takes some more. All others take what a graph itself takes, as the smallest shows.
-    """
+    """Device bytes that these graphs will take, by three of each kind: see `graph_bytes`."""
     if not sizes:
         return 0
     device = engine.device
@@ -103,13 +100,13 @@ def _measure_graphs(engine: Engine, wanted: Preparation, sizes: GraphSizes) -> i
             free = device.room().free
             runners[-1].capture()
             taken.append(max(0, free - device.room().free))
-        total += sum(taken) + sum(taken[2:]) * (len(of_kind) - len(measured))
+        total += graph_bytes(taken, len(of_kind))
         runners.clear()
         device.trim()
     return total
 
 
-def _check_graphs(planned: int, taken: int, reserve: int) -> None:
+def check_graphs(planned: int, taken: int, reserve: int) -> None:
     """Tells when graphs took more than was planned and thereby some of the reserve."""
     log.info("graphs took %.1f MiB of the %.1f planned", taken / MIB, planned / MIB)
     if taken > planned + reserve // 2:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import DeviceError
-from headrace.memory import MIB, Room, plan_memory
+from headrace.memory import MIB, Room, graph_bytes, plan_memory
+from headrace.prepare import check_graphs
 from headrace.startup import Phases, open_driver, process_age, read_ahead
 
 GIB = 1 << 30
@@ -110,6 +111,19 @@ def test_bounds_hold(bounds: dict[str, float], blocks: int) -> None:
     plan = plan_memory(room, {"weights": 8 * GIB}, {"reserve": GIB}, block_bytes=MIB, **bounds)  # pyright: ignore[reportArgumentType]
     assert plan.blocks == blocks
     assert sum(count for _, count in plan.items) == 20 * GIB
+
+
+def test_graphs_are_planned_by_the_smallest_and_told_when_they_take_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert graph_bytes([300, 170, 2], 57) == 300 + 170 + 55 * 2
+    assert graph_bytes([300, 170], 2) == 470
+    assert graph_bytes([300], 1) == 300
+    assert graph_bytes([], 0) == 0
+    check_graphs(100 * MIB, 140 * MIB, 80 * MIB)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    check_graphs(100 * MIB, 141 * MIB, 80 * MIB)
+    assert "41.0 MiB more than planned, of a reserve of 80.0" in caplog.text
 
 
 def test_a_device_that_is_too_small_is_refused_with_the_table() -> None:
