@@ -12,10 +12,10 @@ const EMBEDDED_SCHEMA: &str = "%json";
 // === impl Bounds ===
 
 impl Bounds {
-    /// Refuses what is too long, too deep or would have too many states. `key` is the text.
-    pub(crate) fn check(&self, spec: &GrammarSpec, key: &str) -> Result<(), GrammarError> {
-        if key.len() > self.source_bytes_max {
-            let (max, given) = (self.source_bytes_max, key.len());
+    /// Refuses what is too long, too deep or would have too many states. `text` is its own.
+    pub(crate) fn check(&self, spec: &GrammarSpec, text: &str) -> Result<(), GrammarError> {
+        if text.len() > self.source_bytes_max {
+            let (max, given) = (self.source_bytes_max, text.len());
             return Err(GrammarError::TooLong { max, given });
         }
         match spec {

@@ -120,8 +120,9 @@ impl Compiler {
         spec: GrammarSpec,
         done: impl FnOnce(Result<Arc<Compiled>, GrammarError>) + Send + 'static,
     ) -> Result<(), GrammarError> {
-        let key = spec.key();
-        self.shared.bounds.check(&spec, &key)?;
+        let (kind, text) = spec.key();
+        self.shared.bounds.check(&spec, &text)?;
+        let key = format!("{kind} {text}");
         if let Some(compiled) = self.shared.cache().get(&key) {
             done(Ok(compiled));
             return Ok(());

@@ -18,13 +18,13 @@ pub enum GrammarSpec {
 // === impl GrammarSpec ===
 
 impl GrammarSpec {
-    /// The grammar's text and what kind it is: equal ones mean the same.
-    pub(crate) fn key(&self) -> String {
+    /// What kind of grammar it is, and its text: equal ones mean the same.
+    pub(crate) fn key(&self) -> (&'static str, String) {
         match self {
-            Self::JsonSchema(schema) => format!("schema {schema}"),
-            Self::AnyJsonObject => "object".to_owned(),
-            Self::Regex(pattern) => format!("regex {pattern}"),
-            Self::Lark(text) => format!("lark {text}"),
+            Self::JsonSchema(schema) => ("schema", schema.to_string()),
+            Self::AnyJsonObject => ("object", String::new()),
+            Self::Regex(pattern) => ("regex", pattern.clone()),
+            Self::Lark(text) => ("lark", text.clone()),
         }
     }
 }
