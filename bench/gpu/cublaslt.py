@@ -10,6 +10,9 @@ exact as PyTorch's product against float32, and give the same bits twice. An ent
 holds for all numbers of rows down to the next one measured if it also wins in the middle.
 
 Products that add to a residual are compared with a product and a sum after it.
+
+Compare whole steps before and after (`step.py`): under a step's power the fastest alone can lose, as
+those of long prompts did on an H100, whose table therefore ends at 512 rows (`--rows`).
 """
 
 from __future__ import annotations
@@ -49,7 +52,10 @@ def shapes(ranks: int) -> dict[str, tuple[int, int]]:
 SHAPES = shapes(1)  # `--ranks` puts a rank's in their place
 ADDED = ("o", "down")  # what is added to the residual stream
 # Those that graphs are recorded for, from where our own kernels end, then prompts.
-ROWS = (8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 2048, 8192)
+ROWS = (
+    *(8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
+    *(2048, 8192),
+)
 FIRST_ROWS = (256, 64, 128, 512, 192, 96, 384, 2048)  # measured first
 ROWS_HEAD = 512  # logits are computed for rows that are sampled
 EAGER_FROM = 513
@@ -400,8 +406,11 @@ def points(rows_all: Sequence[int]) -> Iterator[Point]:
         yield from (Point(name, r, residual=True) for r in RESIDUAL_ROWS if r in rows_all)
 
 
-def table(bench: Bench, done: Sequence[Point], verify: bool) -> str:
-    """What `cublaslt_h200.json` holds.
+Table = dict[str, Any]  # of one GPU, version and dtype, as `cublaslt.json` holds it
+
+
+def table(bench: Bench, done: Sequence[Point], verify: bool) -> Table:
+    """What was found, without what PyTorch does as well.
 
     Args:
         verify: whether to measure in the middle of ranges; else an entry is of one number of rows.
@@ -436,14 +445,40 @@ def table(bench: Bench, done: Sequence[Point], verify: bool) -> str:
                 "torch_us": round(point.torch_us, 1),
             }
         )
-    head = {
+    return {
         "gpu": torch.cuda.get_device_name(bench.device),
         "cublaslt": bench.lt.library.version,
         "dtype": str(bench.dtype).removeprefix("torch."),
+        "products": products,
     }
-    lines = ",\n".join(f"      {json.dumps(product)}" for product in products)
-    start = json.dumps(head)[:-1]
-    return f'{{"tables": [\n  {start}, "products": [\n{lines}\n  ]}}\n]}}\n'
+
+
+def written(tables: Sequence[Table]) -> str:
+    """Tables as text, a product a line."""
+    sections = []
+    for section in tables:
+        head = json.dumps({key: section[key] for key in ("gpu", "cublaslt", "dtype")})
+        lines = ",\n".join(f"      {json.dumps(product)}" for product in section["products"])
+        sections.append(f'  {head[:-1]}, "products": [\n{lines}\n  ]}}')
+    return '{"tables": [\n' + ",\n".join(sections) + "\n]}\n"
+
+
+def merged(
+    tables: Sequence[Table], made: Table, measured: Sequence[tuple[int, int]]
+) -> list[Table]:
+    """The tables with `made` in place of what they say of the same GPU and the shapes measured.
+
+    Args:
+        measured: outputs and inputs of the shapes.
+    """
+    named = tuple(made[key] for key in ("gpu", "cublaslt", "dtype"))
+    kept, rest = [], []
+    for section in tables:
+        if tuple(section[key] for key in ("gpu", "cublaslt", "dtype")) != named:
+            rest.append(section)
+            continue
+        kept += [p for p in section["products"] if (p["outputs"], p["inputs"]) not in measured]
+    return [*rest, made | {"products": [*kept, *made["products"]]}]
 
 
 def report(bench: Bench, done: Sequence[Point]) -> None:
@@ -510,7 +545,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=48.0, help="to measure")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--ranks", type=int, default=1, help="whose share of the weights to take")
-    parser.add_argument("--out", type=Path, help="where the table goes")
+    parser.add_argument("--out", type=Path, help="the file of tables to write, or to add to")
     args = parser.parse_args()
     SHAPES.update(shapes(args.ranks))
     torch.manual_seed(0)
@@ -528,7 +563,9 @@ def main() -> None:
         verify = False
     made = table(bench, done, verify)
     if args.out is not None:
-        args.out.write_text(made)
+        tables = json.loads(args.out.read_text())["tables"] if args.out.exists() else []
+        measured = [shape for name, shape in SHAPES.items() if any(p.name == name for p in done)]
+        args.out.write_text(written(merged(tables, made, measured)))
     report(bench, done)
 
 

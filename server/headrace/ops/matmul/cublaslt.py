@@ -1,7 +1,7 @@
 """Matrix products through cuBLASLt, by algorithms that were chosen by measurement.
 
 cuBLASLt has many algorithms for a product and estimates which is fastest; its guess is often some
-percent off. `bench/gpu/cublaslt.py` measures them and writes `cublaslt_h200.json`: by GPU, version
+percent off. `bench/gpu/cublaslt.py` measures them and writes `cublaslt.json`: by GPU, version
 of the library, dtype and shape the bytes of the fastest, which the same version accepts again.
 
 Matrices of the library are column by column. Row by row, y = x @ w.T is in its terms y' = w x' with
@@ -49,7 +49,7 @@ from headrace.ops.matmul.cublaslt_abi import (
     library,
 )
 
-TABLE = Path(__file__).with_name("cublaslt_h200.json")
+TABLE = Path(__file__).with_name("cublaslt.json")
 
 # Scratch of algorithms that split sums. As much as PyTorch gives cuBLAS on these devices.
 WORKSPACE_BYTES = 32 << 20

@@ -1,7 +1,7 @@
 """The matrix product on CUDA: kernels of our own where rows are few, cuBLAS where they are not.
 
 Which of them serves how many rows is settled by tables of what was measured (`settings.py`, and
-for cuBLASLt's algorithms `cublaslt_h200.json`); nothing is tuned at start.
+for cuBLASLt's algorithms `cublaslt.json`); nothing is tuned at start.
 """
 
 # T tokens · Y outputs · X inputs · F mlp width
