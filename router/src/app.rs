@@ -237,6 +237,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(app, cloud::rename))
 }
 
+/// What the metrics' own port serves.
+pub(crate) fn metrics_router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(ops::metrics))
+        .route("/metrics", get(ops::metrics))
+        .with_state(app)
+}
+
 /// Counts requests, and those that end with an error before anything is sent. What a request logs
 /// is found under its span.
 async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -245,7 +253,10 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     let span = tracing::info_span!("request", path, id = format_args!("{:016x}", random_u64()));
     let response = next.run(request).instrument(span).await;
     if let Some(class) = response.extensions().get::<FailureClass>() {
-        app.metrics.failed(class.0);
+        app.metrics.failed(class.err);
+        if let Some(reason) = class.rejection {
+            app.metrics.rejected(reason);
+        }
     }
     response
 }

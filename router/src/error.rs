@@ -215,10 +215,14 @@ pub(crate) struct ErrorBody {
     pub(crate) error_type: &'static str,
 }
 
-/// The class of a failure in `tgi_request_failure`, left in the response's extensions for the
-/// layer that counts.
+/// The labels of a failure, left in the response's extensions for the layer that counts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct FailureClass(pub(crate) &'static str);
+pub(crate) struct FailureClass {
+    /// In `tgi_request_failure`.
+    pub(crate) err: &'static str,
+    /// In `headrace_requests_rejected`.
+    pub(crate) rejection: Option<&'static str>,
+}
 
 // === impl ApiError ===
 
@@ -282,6 +286,32 @@ impl ApiError {
         }
     }
 
+    /// `reason` of `headrace_requests_rejected`; `None` where a request was taken and failed.
+    pub(crate) fn rejection(&self) -> Option<&'static str> {
+        match self {
+            Self::Unhealthy(Unready::Loading) => Some("loading"),
+            Self::Unhealthy(Unready::Draining) => Some("draining"),
+            Self::Unhealthy(Unready::Down) => Some("down"),
+            Self::Overloaded(Overload::Requests { .. }) => Some("concurrent_requests"),
+            Self::Overloaded(Overload::Encode { .. }) => Some("encode_queue"),
+            Self::Overloaded(Overload::Grammar { .. }) => Some("grammar_queue"),
+            Self::Overloaded(Overload::Engine { .. }) => Some("engine_queue"),
+            Self::Validation(_) | Self::Suffix => Some("validation"),
+            Self::Template(_) | Self::NoTemplate => Some("template"),
+            Self::Tool(_) => Some("tool"),
+            Self::BatchSize { .. } => Some("batch_size"),
+            Self::NoInstances
+            | Self::TensorType { .. }
+            | Self::TensorUtf8 { .. }
+            | Self::TensorCount { .. } => Some("tensor"),
+            Self::Body(BodyError::TooLarge { .. }) => Some("payload"),
+            Self::Body(BodyError::ContentType | BodyError::Interrupted | BodyError::Json(_)) => {
+                Some("body")
+            }
+            Self::Generation(_) | Self::Incomplete | Self::IncompleteStream => None,
+        }
+    }
+
     /// The body, also the payload of the error event in a stream of TGI's routes.
     pub(crate) fn body(&self) -> ErrorBody {
         ErrorBody {
@@ -294,7 +324,10 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
-        let class = FailureClass(self.class());
+        let class = FailureClass {
+            err: self.class(),
+            rejection: self.rejection(),
+        };
         let mut response = if let Self::Body(error) = &self {
             (status, error.to_string()).into_response()
         } else {

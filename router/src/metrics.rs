@@ -4,8 +4,10 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Buckets of every series whose name ends in `duration`: 0.15 ms to 146 s, each 1.5 times the last.
@@ -21,6 +23,7 @@ pub(crate) struct Metrics {
     pub(crate) count: IntCounter,
     success: IntCounter,
     failure: IntCounterVec,
+    rejected: IntCounterVec,
     duration: Histogram,
     validation: Histogram,
     queue: Histogram,
@@ -37,6 +40,7 @@ struct TokenMetrics {
     generated: Histogram,
     input: Histogram,
     new_max: Histogram,
+    skipped: Histogram,
 }
 
 /// What is observed when a sequence has ended well.
@@ -70,7 +74,20 @@ impl Metrics {
             Opts::new("tgi_request_failure", "Requests that failed, by reason"),
             &["err"],
         );
+        let rejected = IntCounterVec::new(
+            Opts::new(
+                "headrace_requests_rejected",
+                "Requests that were answered with an error before they reached the model, by reason",
+            ),
+            &["reason"],
+        );
+        register_build(&registry);
+        let process = ProcessCollector::for_self();
+        if let Err(error) = registry.register(Box::new(process)) {
+            tracing::warn!(%error, "The process is not in the metrics");
+        }
         Self {
+            rejected: register(&registry, rejected),
             count: counter("tgi_request_count", "Requests received"),
             success: counter("tgi_request_success", "Sequences generated to their end"),
             failure: register(&registry, failure),
@@ -124,6 +141,11 @@ impl Metrics {
                 "New tokens allowed per request",
                 total_max,
             ),
+            skipped: linear(
+                "tgi_request_skipped_tokens",
+                "Tokens that speculation spared a sequence; 0, as nothing speculates",
+                total_max,
+            ),
         });
     }
 
@@ -146,6 +168,7 @@ impl Metrics {
         self.first_token.observe(served.first_token.as_secs_f64());
         if let Some(tokens) = self.tokens.get() {
             tokens.generated.observe(f64::from(served.generated));
+            tokens.skipped.observe(0.0);
         }
     }
 
@@ -153,6 +176,13 @@ impl Metrics {
     /// `template`, `dropped`.
     pub(crate) fn failed(&self, err: &str) {
         self.failure.with_label_values(&[err]).inc();
+    }
+
+    /// A request was refused; `reason` as [`ApiError::rejection`] gives it.
+    ///
+    /// [`ApiError::rejection`]: crate::error::ApiError::rejection
+    pub(crate) fn rejected(&self, reason: &str) {
+        self.rejected.with_label_values(&[reason]).inc();
     }
 
     /// Everything in the registry, in Prometheus' text format.
@@ -166,6 +196,17 @@ impl Metrics {
 }
 
 // === free functions ===
+
+/// A series that is always 1 and says what is running.
+fn register_build(registry: &Registry) {
+    let build = IntGaugeVec::new(
+        Opts::new("headrace_build_info", "What is running"),
+        &["version"],
+    );
+    register(registry, build)
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
+}
 
 fn register<C>(registry: &Registry, collector: prometheus::Result<C>) -> C
 where

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Ready, Text, router};
+use crate::app::{App, Ready, Text, metrics_router, router};
 use crate::backend::Backend;
 use crate::metrics::Metrics;
 use crate::telemetry;
@@ -102,6 +102,7 @@ async fn serve_until_stopped(serve: Serve) -> Result<(), RunError> {
     let app = Arc::new(App::new(serve, Backend::Engine(engine.clone()), metrics));
     let closing = CancellationToken::new();
     let http = tokio::spawn(listen(listener, Arc::clone(&app), closing.clone()));
+    serve_metrics(&app, address.ip());
 
     let end = tokio::select! {
         biased;
@@ -242,6 +243,29 @@ pub fn engine_config(serve: &Serve, metrics: Registry) -> EngineConfig {
         mask_threads: serve.requests.validation_workers,
         prepare_deadline: Duration::from_millis(engine.prepare_deadline_ms),
         metrics,
+    }
+}
+
+/// Serves the metrics on their own port as well, where one is asked for. One that is taken stops
+/// nobody.
+fn serve_metrics(app: &Arc<App>, ip: IpAddr) {
+    let Some(port) = app.serve.http.prometheus_port else {
+        return;
+    };
+    let address = SocketAddr::new(ip, port);
+    match listen_on(address) {
+        Ok(listener) => {
+            let routes = metrics_router(Arc::clone(app));
+            tokio::spawn(async move {
+                if let Err(error) = axum::serve(listener, routes).await {
+                    tracing::error!(%error, "The metrics' own port is closed");
+                }
+            });
+        }
+        Err(error) => tracing::warn!(
+            %address, %error,
+            "--prometheus-port cannot be listened on; /metrics of --port has the same"
+        ),
     }
 }
 

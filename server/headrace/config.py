@@ -101,6 +101,7 @@ class Http:
 
     hostname: str
     port: int
+    prometheus_port: int | None
     api_key: str | None
     cors_allow_origin: list[str]
     compute_type: str | None

@@ -74,6 +74,7 @@ def example() -> dict[str, Any]:
             "cors_allow_origin": [],
             "compute_type": None,
             "predict_route": None,
+            "prometheus_port": None,
             "health_route": None,
             "drain_deadline_ms": 30000,
         },

@@ -202,6 +202,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             compute_type: None,
             predict_route: None,
             health_route: None,
+            prometheus_port: None,
             drain_deadline_ms: 1000,
         },
         shards: vec![config::Shard {

@@ -45,7 +45,7 @@ or SM. COMPUTE_TYPE is what the header x-compute-type says.
 
 Flags of TGI that are taken and without effect here: --trust-remote-code, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs other than 0, \
---prometheus-port, --disable-custom-kernels, --watermark-gamma, --watermark-delta, \
+--disable-custom-kernels, --watermark-gamma, --watermark-delta, \
 --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
 refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
 --rope-factor, --ngrok, and --speculate with more than 0.";
@@ -118,6 +118,9 @@ pub struct HttpArgs {
     /// Port; 0 takes a free one and the banner names it
     #[arg(short, long, env = "PORT", default_value_t = 3000)]
     pub port: u16,
+    /// Second port for /metrics, which --port serves as well; one that is taken is warned of
+    #[arg(long, env = "PROMETHEUS_PORT", value_name = "PORT")]
+    pub prometheus_port: Option<u16>,
     /// Key that requests must carry as a bearer token; better given as a variable than typed
     #[arg(long, env = "API_KEY", value_name = "KEY")]
     pub api_key: Option<String>,

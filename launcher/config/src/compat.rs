@@ -66,9 +66,6 @@ pub struct CompatArgs {
         value_delimiter = ','
     )]
     pub cuda_graphs: Vec<usize>,
-    /// Without effect: metrics are served at /metrics of the one port
-    #[arg(long, hide = true, env = "PROMETHEUS_PORT", value_name = "PORT")]
-    pub prometheus_port: Option<u16>,
     /// Without effect: see --reference-ops
     #[arg(long, hide = true, env = "DISABLE_CUSTOM_KERNELS")]
     pub disable_custom_kernels: bool,

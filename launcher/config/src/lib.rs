@@ -139,6 +139,8 @@ pub struct Engine {
 pub struct Http {
     pub hostname: String,
     pub port: u16,
+    /// A second port, of metrics alone.
+    pub prometheus_port: Option<u16>,
     pub api_key: Option<String>,
     /// Origins allowed; empty for any.
     pub cors_allow_origin: Vec<String>,
@@ -186,6 +188,7 @@ impl fmt::Debug for Http {
             .field("cors_allow_origin", &self.cors_allow_origin)
             .field("compute_type", &self.compute_type)
             .field("predict_route", &self.predict_route)
+            .field("prometheus_port", &self.prometheus_port)
             .field("health_route", &self.health_route)
             .field("drain_deadline_ms", &self.drain_deadline_ms)
             .finish()

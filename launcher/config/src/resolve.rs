@@ -463,6 +463,7 @@ fn http(typed: &Typed, warnings: &mut Vec<String>) -> Result<Http, ConfigError> 
     Ok(Http {
         hostname,
         port: typed.aip_http_port.unwrap_or(typed.port),
+        prometheus_port: typed.prometheus_port,
         api_key: typed.api_key.clone(),
         cors_allow_origin: typed.cors_allow_origin.clone(),
         compute_type: typed.compute_type.clone(),

@@ -191,6 +191,7 @@ fn a_variable_stands_in_for_its_flag() {
         AIP_HTTP_PORT=8081 PORT=80 --port 82 | /http/port | 8081
         AIP_PREDICT_ROUTE=/predict | /http/predict_route | "/predict"
         AIP_HEALTH_ROUTE=/alive | /http/health_route | "/alive"
+        PROMETHEUS_PORT=9000 | /http/prometheus_port | 9000
         HF_MODEL_ID=a/b HF_MODEL_REVISION=x | /model/id | "a/b"
         HF_MODEL_ID=a/b HF_MODEL_REVISION=x | /model/revision | "x"
         HF_MODEL_ID=a/b MODEL_ID=c/d | /model/id | "c/d"

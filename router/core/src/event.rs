@@ -23,6 +23,21 @@ pub enum FinishReason {
     GroupLost,
 }
 
+/// What the sequence at the front of the queue lacked, and everybody behind it with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitReason {
+    /// A slot: as many sequences run as may.
+    Slots,
+    /// Room for the counts of its penalties, or for its constraint.
+    State,
+    /// Blocks for its whole prompt, beside what running sequences may still need.
+    Blocks,
+    /// Prompt tokens in the step: the budget, or the target for the gaps between tokens.
+    Budget,
+    /// The end of a preempted sequence's way back (R6).
+    Recovery,
+}
+
 /// A drawn token with what was asked to be told about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampledToken {
@@ -54,6 +69,8 @@ pub enum SeqEvent {
         seq: SeqId,
         /// Prompt tokens that need not be computed.
         cached: u32,
+        /// What it waited for last; `None`: the first plan that could take it did.
+        waited_for: Option<WaitReason>,
     },
     /// Log-probabilities of prompt tokens, in order, as their chunks commit.
     PromptLogprobs {

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 pub use self::commit::CommitError;
 use crate::budget::PromptAllowance;
-use crate::event::{FinishReason, SeqEvent};
+use crate::event::{FinishReason, SeqEvent, WaitReason};
 use crate::ids::{BlockId, Blocks, Generation, SeqId, SlotId, StepId, Tokens};
 use crate::kv::{KvCache, Taint};
 use crate::limits::Limits;
@@ -136,6 +136,8 @@ pub struct Scheduler {
     next_seq: SeqId,
     /// The preempted sequence that is on its way back (R6).
     recovering: Option<SeqId>,
+    /// What held the queue up when it last was, and the id from which on sequences were not there.
+    held_up: Option<(WaitReason, SeqId)>,
     /// Slots given up since the last plan: the next one tells the shards.
     released: Vec<i32>,
     /// Events made by `plan`, told by the next call that has somewhere to put them.
@@ -174,6 +176,7 @@ impl Scheduler {
             next_step: StepId(0),
             next_seq: SeqId(0),
             recovering: None,
+            held_up: None,
             released: Vec::new(),
             events: Vec::new(),
             stats: Stats::default(),
@@ -228,8 +231,13 @@ impl Scheduler {
             self.emit(draft, &mut plan, &mut step);
         }
         self.drafts = drafts;
-        if !preempted || self.seeded.is(Mutation::RecoveryUnguarded) {
-            self.admit_waiting(&mut budget, &mut plan, &mut step);
+        let lacking = if !preempted || self.seeded.is(Mutation::RecoveryUnguarded) {
+            self.admit_waiting(&mut budget, &mut plan, &mut step)
+        } else {
+            Some(WaitReason::Recovery)
+        };
+        if let Some(reason) = lacking {
+            self.held_up = Some((reason, self.next_seq));
         }
 
         if step.rows.is_empty() {

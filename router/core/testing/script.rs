@@ -333,8 +333,14 @@ impl Runner {
     fn say_events(&mut self, events: Vec<SeqEvent>) {
         for event in events {
             let line = match event {
-                SeqEvent::Started { seq, cached } => {
-                    format!("{} starts, {cached} tokens cached", self.name(seq))
+                SeqEvent::Started {
+                    seq,
+                    cached,
+                    waited_for,
+                } => {
+                    let waited = waited_for
+                        .map_or_else(String::new, |what| format!(", waited for {what:?}"));
+                    format!("{} starts, {cached} tokens cached{waited}", self.name(seq))
                 }
                 SeqEvent::PromptLogprobs { seq, logprobs } => {
                     format!(

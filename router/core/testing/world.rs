@@ -457,7 +457,7 @@ impl World {
         self.audit();
         for event in std::mem::take(&mut self.events) {
             match event {
-                SeqEvent::Started { seq, cached } => {
+                SeqEvent::Started { seq, cached, .. } => {
                     let client = self.listener(seq);
                     assert!(
                         !std::mem::replace(&mut client.started, true),

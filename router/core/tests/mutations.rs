@@ -1,27 +1,24 @@
-//! Seeded mistakes: the referee, the audit or the oracle notices every one of them, within a second;
-//! and the referee and the oracle alone notice most.
+//! Seeded mistakes: the referee, the audit or the oracle notices every one of them, in a tenth of a
+//! second; and the referee and the oracle alone notice most.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use headrace_core::mutation::Mutation;
 use headrace_core::testing::world::{Choices, Watch, play};
 
-/// Time to notice a mistake.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// Random worlds in which a mistake is noticed, the same on every machine; a quiet core plays them in
+/// a tenth of a second.
+const WORLDS_MAX: u64 = 200;
 
 /// Plays random worlds until one of them breaks: how many it took, and the sentence.
 fn hunt(mutation: Mutation, watch: Watch) -> Option<(u64, String)> {
-    let begun = Instant::now();
-    for seed in 0.. {
+    for seed in 0..WORLDS_MAX {
         let world = || play(&mut Choices::random(seed), 150, watch, Some(mutation));
         if let Err(panic) = catch_unwind(AssertUnwindSafe(world)) {
             let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
             let sentence = literal.or_else(|| panic.downcast_ref::<String>().cloned());
             return Some((seed + 1, sentence.unwrap_or_default()));
-        }
-        if begun.elapsed() > DEADLINE {
-            return None;
         }
     }
     None
@@ -45,7 +42,7 @@ fn hunt_all(watch: Watch) -> (Vec<Mutation>, String) {
 }
 
 #[test]
-fn every_seeded_mistake_is_noticed_within_a_second() {
+fn every_seeded_mistake_is_noticed() {
     // A caught panic is a success here and needs no backtrace.
     std::panic::set_hook(Box::new(|_| {}));
     let (missed, report) = hunt_all(Watch::All);

@@ -23,7 +23,7 @@ use crate::grammar::Masks;
 use crate::group::{Dial, GroupEvent, Ready, ShardGroup, StepDone, bring_up};
 use crate::handle::{EngineState, Facts};
 use crate::message::{Command, FinishBox, Submission};
-use crate::metrics::{Method, Metrics};
+use crate::metrics::{Committed, Method, Metrics};
 use crate::pace::Pacer;
 use crate::record::{Kind, Recorder};
 use crate::sink::{TokenEvent, TokenSink};
@@ -181,9 +181,7 @@ impl<'a> Driver<'a> {
         inbox: &'a mut Inbox,
     ) -> Self {
         let facts = Arc::new(ready.facts);
-        metrics
-            .blocks_total
-            .set(i64::from(facts.limits.blocks_usable().0));
+        metrics.ready(&facts);
         inbox.facts.get_or_init(|| Arc::clone(&facts));
         inbox
             .state
@@ -261,12 +259,17 @@ impl<'a> Driver<'a> {
     // --- steps ---
 
     async fn plan(&mut self) -> Result<(), EngineError> {
+        let begun = Instant::now();
         let allowance = self.pacer.allowance(&self.scheduler);
         let Some(plan) = self.scheduler.plan_within(&allowance) else {
             // Until a command or a result changes something.
             self.idle = true;
             return Ok(());
         };
+        if !plan.bindings.is_empty() {
+            let others = plan.rows() > plan.bindings.len();
+            self.metrics.joined(begun.elapsed(), others);
+        }
         let bytes = encode_plan(&plan, &mut self.buffer);
         if let Err(error) = self.group.send(plan.step, &bytes) {
             return Err(self.group_lost(error));
@@ -313,8 +316,11 @@ impl<'a> Driver<'a> {
             recorder.write(Kind::Result, done.bytes).await;
         }
         let mut events = std::mem::take(&mut self.events);
+        let begun = Instant::now();
         let outcome = self.scheduler.commit(&done.result, &mut events);
+        let committed = Instant::now();
         self.deliver(&mut events);
+        let delivered = Instant::now();
         self.events = events;
         if let Err(error) = outcome {
             return Err(self.group_lost(error.into()));
@@ -331,9 +337,18 @@ impl<'a> Driver<'a> {
             .pop_front()
             .expect("every plan in flight has its method");
         let device = Duration::from_micros(u64::from(done.result.device_time_us));
-        self.metrics.step_done(method, done.took, device);
         let paced = self.pacer.done(done.gap);
-        self.metrics.paced(&paced, done.gap, self.pacer.model());
+        self.metrics.committed(&Committed {
+            method,
+            took: done.took,
+            gap: done.gap,
+            device,
+            decode: committed - begun,
+            filter: delivered - committed,
+            paced,
+            model: self.pacer.model(),
+            tokens_max: self.scheduler.limits().step_tokens_max.0,
+        });
         self.metrics.observe(&self.scheduler.stats());
         Ok(())
     }
@@ -451,6 +466,7 @@ impl<'a> Driver<'a> {
     /// in the queue; what then becomes of them is policy.
     fn group_lost(&mut self, error: ShardError) -> EngineError {
         tracing::error!(%error, "the shard group is lost");
+        self.metrics.groups_lost.inc();
         for method in self.methods.drain(..) {
             self.metrics.of(method).failure.inc();
         }
@@ -488,13 +504,20 @@ impl<'a> Driver<'a> {
     fn deliver(&mut self, events: &mut Vec<SeqEvent>) {
         for event in events.drain(..) {
             match event {
-                SeqEvent::Started { seq, cached } => {
+                SeqEvent::Started {
+                    seq,
+                    cached,
+                    waited_for,
+                } => {
                     let seat = seat(&mut self.seats, seq);
                     seat.started = true;
+                    let waited = seat.t0.elapsed();
+                    self.metrics.started(waited, waited_for, cached);
                     self.metrics.batch_max_tokens.add(seat.tokens_max);
                     tracing::debug!(
                         parent: &seat.span,
-                        queue_us = seat.t0.elapsed().as_micros(),
+                        queue_us = waited.as_micros(),
+                        ?waited_for,
                         cached_tokens = cached,
                         "sequence started"
                     );

@@ -168,7 +168,7 @@ fn serve() -> Serve {
             "prefix_caching": true, "mask_ms_max": 20, "record": null,
             "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
-            "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
+            "prometheus_port": null, "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
         "telemetry": {"log_level": "info", "json_output": false, "otlp_endpoint": null,
             "otlp_service_name": "router"},

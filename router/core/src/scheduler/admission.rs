@@ -1,7 +1,7 @@
 //! Waiting sequences, in order of arrival, as long as whole prompts fit.
 
 use crate::budget::StepBudget;
-use crate::event::SeqEvent;
+use crate::event::{SeqEvent, WaitReason};
 use crate::ids::{Blocks, SeqId, Tokens};
 use crate::kv::table::BlockTable;
 use crate::mutation::Mutation;
@@ -12,26 +12,18 @@ use crate::sequence::{Binding, Phase, Sequence};
 // === impl Scheduler ===
 
 impl Scheduler {
-    /// Admits from the front of the queue until something lacks. Nobody is overtaken.
+    /// Admits from the front of the queue until something lacks, and says what. Nobody is
+    /// overtaken.
     pub(super) fn admit_waiting(
         &mut self,
         budget: &mut StepBudget,
         plan: &mut StepPlan,
         step: &mut PlannedStep,
-    ) {
+    ) -> Option<WaitReason> {
         let mut owed = self.owed();
         while let Some(seq) = self.queue.front() {
-            let one_at_a_time = self.recovering.is_some();
-            let full = self.running.len() >= self.limits.running_max as usize;
-            if one_at_a_time || full || !budget.has_prefill() {
-                break;
-            }
-            let sequence = &self.sequences[seq];
-            if !self
-                .slots
-                .can_bind(sequence.request.sampling.needs_history())
-            {
-                break;
+            if let Some(reason) = self.lacks_a_place(seq, budget) {
+                return Some(reason);
             }
             self.look_up(seq);
             let sequence = &self.sequences[seq];
@@ -40,12 +32,12 @@ impl Scheduler {
             let takes = Blocks(whole.0 - found.0 + self.kv.unleased_of(&self.found).0);
             let free = self.kv.free();
             if free.0 < takes.0 + owed.0 + self.reserve(sequence).0 {
-                break;
+                return Some(WaitReason::Blocks);
             }
             let start = self.limits.block_size.span(found);
             let len = Tokens(budget.chunk(start, sequence.len()));
             if len == Tokens(0) {
-                break;
+                return Some(WaitReason::Budget);
             }
             self.queue.pop_front();
             self.start(seq, plan);
@@ -61,6 +53,25 @@ impl Scheduler {
                 plan,
                 step,
             );
+        }
+        None
+    }
+
+    /// What a waiting sequence lacks whatever its length is.
+    fn lacks_a_place(&self, seq: SeqId, budget: &StepBudget) -> Option<WaitReason> {
+        let needs_state = self.sequences[seq].request.sampling.needs_history();
+        if self.recovering.is_some() {
+            Some(WaitReason::Recovery)
+        } else if self.running.len() >= self.limits.running_max as usize
+            || !self.slots.can_bind(false)
+        {
+            Some(WaitReason::Slots)
+        } else if !budget.has_prefill() {
+            Some(WaitReason::Budget)
+        } else if !self.slots.can_bind(needs_state) {
+            Some(WaitReason::State)
+        } else {
+            None
         }
     }
 
@@ -119,6 +130,9 @@ impl Scheduler {
 
     /// `Waiting` to `Prefilling`: binds a slot and leases what was found.
     fn start(&mut self, seq: SeqId, plan: &mut StepPlan) {
+        let waited_for = self
+            .held_up
+            .and_then(|(reason, newcomers)| (seq < newcomers).then_some(reason));
         let sequence = &mut self.sequences[seq];
         let needs_state = sequence.request.sampling.needs_history();
         let bound = self.slots.bind(seq, needs_state);
@@ -146,6 +160,7 @@ impl Scheduler {
             self.events.push(SeqEvent::Started {
                 seq,
                 cached: cached.0,
+                waited_for,
             });
         }
         if std::mem::take(&mut sequence.preempted) {
