@@ -146,6 +146,10 @@ pub(crate) enum Invalid {
     BestOfSeed { given: u64 },
     #[error("`best_of` != 1 is not supported when streaming tokens. Given: {given}")]
     BestOfStream { given: usize },
+    #[error("`best_of` must be >= `n`, which is {n}. Given: {given}")]
+    BestOfBelow { n: usize, given: usize },
+    #[error("`best_of` must be `n`, which is {n}, when streaming tokens. Given: {given}")]
+    BestOfStreamed { n: usize, given: usize },
     #[error("`decoder_input_details` == true is not supported when streaming tokens")]
     PrefillDetailsStream,
     #[error("`{field}` must be strictly positive. Given: {given}")]

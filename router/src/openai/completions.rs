@@ -12,7 +12,7 @@ use headrace_text::{Detokenizer, SpecialTokens};
 use crate::answer::{Answer, ComputeTime, compute_headers, cost_headers};
 use crate::app::{App, Text};
 use crate::body::JsonBody;
-use crate::error::ApiError;
+use crate::error::{ApiError, Invalid};
 use crate::intake::{Intake, Prompt};
 use crate::openai::shared::{Head, failure, joined, sequences};
 use crate::openai::wire::{
@@ -46,6 +46,15 @@ struct Echo {
     prompts: Vec<Prompted>,
     /// Whether nothing else is told.
     only: bool,
+}
+
+/// What an answer tells of each prompt.
+#[derive(Debug)]
+struct Telling {
+    /// Continuations.
+    n: usize,
+    logprobs: bool,
+    echo: Option<Echo>,
 }
 
 /// The prompt's part of an answer.
@@ -89,21 +98,26 @@ pub(crate) async fn completions(
     let characters = body.prompt.characters();
     let prompts = body.prompt.into_prompts();
     let echo = echoes.then(|| Echo::new(&prompts, only));
-    let total = sequences(&app, prompts.len(), body.n)?;
-    let copies = body.n.unwrap_or(1);
+    sequences(&app, prompts.len(), body.n)?;
+    let telling = Telling {
+        n: body.n.unwrap_or(1),
+        logprobs: body.logprobs.is_some(),
+        echo,
+    };
+    let is_streamed = body.stream.unwrap_or(false);
+    let copies = candidates(&app, body.best_of, telling.n, is_streamed)?;
     let head = Head::new(&app, "cmpl", body.model.as_deref());
-    let logprobs = body.logprobs.is_some();
-    let intake = Intake::open(&app, Manner::Completion, total, ask)?;
+    let intake = Intake::open(&app, Manner::Completion, prompts.len() * copies, ask)?;
     let responds = intake.submit(prompts, copies).await?;
-    if body.stream.unwrap_or(false) {
+    if is_streamed {
         let headers = compute_headers(&app, characters);
-        let stream = streamed(head, responds, copies, logprobs, echo.as_ref());
-        return Ok((headers, stream).into_response());
+        return Ok((headers, streamed(head, responds, &telling)).into_response());
     }
     let answers = Answer::collect_all(responds).await?;
     let headers = cost_headers(&app, characters, &answers, ComputeTime::LeftOut);
-    let reply = completion(&head, &answers, copies, logprobs, echo.as_ref());
-    Ok((headers, reply).into_response())
+    let usage = usage(&answers, copies, telling.only());
+    let answers = best(answers, copies, telling.n);
+    Ok((headers, completion(&head, &answers, &telling, usage)).into_response())
 }
 
 // === impl Echo ===
@@ -116,6 +130,15 @@ impl Echo {
         };
         let prompts = prompts.iter().map(prompted).collect();
         Self { prompts, only }
+    }
+}
+
+// === impl Telling ===
+
+impl Telling {
+    /// Whether the prompts are all that is told.
+    fn only(&self) -> bool {
+        self.echo.as_ref().is_some_and(|echo| echo.only)
     }
 }
 
@@ -194,27 +217,66 @@ impl Frames for CompletionFrames {
 
 // === free functions ===
 
-fn streamed(
-    head: Head,
-    responds: Vec<Respond>,
-    copies: usize,
-    logprobs: bool,
-    echo: Option<&Echo>,
-) -> Response {
+/// How many continuations of each prompt are generated, of which `n` are told.
+fn candidates(
+    app: &App,
+    best_of: Option<usize>,
+    n: usize,
+    is_streamed: bool,
+) -> Result<usize, Invalid> {
+    let max = app.serve.requests.max_best_of;
+    match best_of {
+        // Nothing is left out, so that the bound of `n` is enough.
+        None => Ok(n),
+        Some(given) if given == n => Ok(n),
+        Some(given) if given < n => Err(Invalid::BestOfBelow { n, given }),
+        Some(given) if max == 1 => Err(Invalid::BestOfDisabled { given }),
+        Some(given) if given > max => Err(Invalid::BestOf { max, given }),
+        Some(given) if is_streamed => Err(Invalid::BestOfStreamed { n, given }),
+        Some(given) => Ok(given),
+    }
+}
+
+/// The `n` most probable of each prompt's `copies` answers by token, the most probable first. All
+/// of them are left as they are.
+fn best(answers: Vec<Answer>, copies: usize, n: usize) -> Vec<Answer> {
+    if copies == n {
+        return answers;
+    }
+    let mut answers = answers.into_iter();
+    let mut kept = Vec::new();
+    loop {
+        let mut candidates: Vec<Answer> = answers.by_ref().take(copies).collect();
+        if candidates.is_empty() {
+            return kept;
+        }
+        candidates.sort_by(|a, b| b.score().total_cmp(&a.score()));
+        candidates.truncate(n);
+        kept.append(&mut candidates);
+    }
+}
+
+/// A prompt counts once, however many continuations it has; of these, all that were generated.
+fn usage(answers: &[Answer], copies: usize, only: bool) -> Usage {
+    let prompts = answers.iter().step_by(copies);
+    let prompt = prompts.map(|answer| answer.respond.meter.input).sum();
+    let generated = answers.iter().map(|answer| answer.respond.meter.generated);
+    Usage::new(prompt, if only { 0 } else { generated.sum() })
+}
+
+fn streamed(head: Head, responds: Vec<Respond>, telling: &Telling) -> Response {
     let head = Arc::new(head);
     let sequences = responds.into_iter().enumerate().map(|(index, respond)| {
-        let head = Arc::clone(&head);
-        sse::frames(
-            respond,
-            CompletionFrames {
-                head,
-                index,
-                logprobs,
-                offset: 0,
-                echo: echo.map(|echo| echo.prompts[index / copies].clone()),
-                only: echo.is_some_and(|echo| echo.only),
-            },
-        )
+        let echo = telling.echo.as_ref();
+        let frames = CompletionFrames {
+            head: Arc::clone(&head),
+            index,
+            logprobs: telling.logprobs,
+            offset: 0,
+            echo: echo.map(|echo| echo.prompts[index / telling.n].clone()),
+            only: telling.only(),
+        };
+        sse::frames(respond, frames)
     });
     sse::response(joined(sequences.collect(), Bytes::new))
 }
@@ -235,16 +297,11 @@ fn object<'a>(
     }
 }
 
-fn completion(
-    head: &Head,
-    answers: &[Answer],
-    copies: usize,
-    logprobs: bool,
-    echo: Option<&Echo>,
-) -> Response {
-    let only = echo.is_some_and(|echo| echo.only);
+fn completion(head: &Head, answers: &[Answer], telling: &Telling, usage: Usage) -> Response {
+    let (logprobs, only) = (telling.logprobs, telling.only());
     let told = answers.iter().enumerate().map(|(index, answer)| {
-        let prompt = echo.map(|echo| &echo.prompts[index / copies]);
+        let echo = telling.echo.as_ref();
+        let prompt = echo.map(|echo| &echo.prompts[index / telling.n]);
         let prompt = prompt.map(|prompt| Told::new(&answer.respond, prompt, logprobs));
         let Told {
             mut text,
@@ -275,15 +332,7 @@ fn completion(
             },
         });
     let choices: Vec<_> = choices.collect();
-    // A prompt counts once, however many continuations it has.
-    let prompt = answers
-        .iter()
-        .step_by(copies)
-        .map(|answer| answer.respond.meter.input)
-        .sum();
-    let generated = answers.iter().map(|answer| answer.respond.meter.generated);
-    let generated = if only { 0 } else { generated.sum() };
-    Json(object(head, &choices, Some(Usage::new(prompt, generated)))).into_response()
+    Json(object(head, &choices, Some(usage))).into_response()
 }
 
 /// Appends log-probabilities in OpenAI's columns. `offset` counts characters before the first piece.

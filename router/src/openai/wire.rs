@@ -152,6 +152,10 @@ request! {
         /// Answers to each prompt.
         #[schema(minimum = 1)]
         n: Option<usize>,
+        /// Answers to each prompt that are generated, of which the `n` with the highest mean
+        /// log-probability of their tokens are told.
+        #[schema(minimum = 1)]
+        best_of: Option<usize>,
         /// Alternatives told with each token.
         logprobs: Option<u32>,
         /// Whether the answer is sent in parts.

@@ -220,6 +220,60 @@ async fn completions_answer_sums_usage_over_prompts() {
 }
 
 #[tokio::test]
+async fn completions_tell_the_most_probable_and_count_them_all() {
+    let answer = |text: &str, logprob| {
+        let token = |id| {
+            TokenEvent::Token(SampledToken {
+                id: TokenId(id),
+                logprob,
+                top: Vec::new(),
+            })
+        };
+        let mut events = vec![TokenEvent::Started { cached_tokens: 0 }];
+        events.extend(ids(text).into_iter().chain([END]).map(token));
+        events.push(TokenEvent::Finished(FinishReason::EndOfText));
+        vec![events]
+    };
+    // By token, the longer one is the more probable; by their sum it is the less probable.
+    let (longer, shorter) = (answer("ab", -0.5), answer("c", -0.7));
+    for (body, expected) in [
+        (json!({"prompt": "Hi", "best_of": 2}), ["ab"].as_slice()),
+        (
+            json!({"prompt": ["Hi", "Ho"], "best_of": 2, "seed": 3}),
+            &["ab", "ab"],
+        ),
+        (json!({"prompt": "Hi", "best_of": 2, "n": 2}), &["c", "ab"]),
+        (
+            json!({"prompt": "Hi", "best_of": 2, "temperature": 0}),
+            &["ab"],
+        ),
+    ] {
+        let stack = Stack::new();
+        for _ in 0..2 {
+            stack.script.push(shorter.clone());
+            stack.script.push(longer.clone());
+        }
+        let reply = stack.post("/v1/completions", &body).await;
+        assert_eq!(reply.status, 200, "{body}: {}", reply.text());
+        let (generated, reply) = (reply.header("x-generated-tokens"), reply.json());
+        let prompts = stack.script.log().requests.len() / 2;
+        assert_eq!(
+            generated,
+            Some((5 * prompts).to_string().as_str()),
+            "{body}"
+        );
+        let choices = reply["choices"].as_array().unwrap();
+        let texts: Vec<_> = choices.iter().map(|choice| &choice["text"]).collect();
+        assert_eq!(texts, expected, "{body}");
+        let indices: Vec<_> = choices.iter().map(|choice| &choice["index"]).collect();
+        let counted: Vec<usize> = (0..expected.len()).collect();
+        assert_eq!(indices, counted, "{body}");
+        assert_eq!(reply["usage"]["completion_tokens"], 5 * prompts, "{body}");
+        assert_eq!(reply["usage"]["prompt_tokens"], 2 * prompts, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn completions_echo_the_prompt_with_its_logprobs() {
     let body = json!({"prompt": ["Hi", "Hi"], "echo": true, "logprobs": 1, "max_tokens": 2});
     let scripts = [asked(&ids("ab")), asked(&ids("cd"))];

@@ -247,6 +247,13 @@ async fn best_of_may_be_switched_off() {
         "{}",
         reply.text()
     );
+    let body = json!({"prompt": "Hi", "best_of": 2});
+    let reply = stack.post("/v1/completions", &body).await;
+    assert!(
+        reply.text().contains("(`max_best_of` is 1). Given: 2"),
+        "{}",
+        reply.text()
+    );
     let body = json!({"inputs": "Hi", "parameters": {"top_n_tokens": 1}});
     let reply = stack.post("/generate", &body).await;
     assert_eq!(reply.status, 422);
