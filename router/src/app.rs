@@ -40,6 +40,8 @@ pub(crate) struct Text {
     pub(crate) tools: ToolStyle,
     pub(crate) pool: EncodePool,
     pub(crate) ending: Vec<TokenId>,
+    /// What the tokenizer's files say of the length of a text.
+    pub(crate) tokens_max: Option<u32>,
     /// Made by the first request for a grammar.
     pub(crate) grammars: OnceLock<Compiler>,
 }
@@ -139,16 +141,16 @@ impl Text {
 
 impl Ready {
     pub(crate) fn new(serve: &Serve, facts: Arc<Facts>, text: Arc<Text>) -> Self {
+        let asked = &serve.requests;
         let fits = facts.limits.sequence_tokens_max().0;
-        let total_max = serve
-            .requests
-            .max_total_tokens
-            .map_or(fits, |max| max.min(fits));
-        let room = total_max.saturating_sub(1);
-        let input_max = serve
-            .requests
+        // What a file says does not cut a prompt that was asked for.
+        let wanted = asked
             .max_input_tokens
-            .map_or(room, |max| max.min(room));
+            .map_or(0, |max| max.saturating_add(1));
+        let told = text.tokens_max.map(|max| max.max(wanted));
+        let total_max = asked.max_total_tokens.or(told).unwrap_or(fits).min(fits);
+        let room = total_max.saturating_sub(1);
+        let input_max = asked.max_input_tokens.map_or(room, |max| max.min(room));
         Self {
             text,
             facts,
@@ -157,7 +159,8 @@ impl Ready {
         }
     }
 
-    /// A sentence for each limit that was asked for and is more than can be served.
+    /// A sentence for each limit that was asked for and is more than can be served, and for the
+    /// one of the tokenizer's files that is less.
     pub(crate) fn shortfalls(&self, serve: &Serve) -> Vec<String> {
         let asked = &serve.requests;
         let limits = [
@@ -171,7 +174,16 @@ impl Ready {
                  {max} are served"
             ))
         });
-        too_much.collect()
+        let fits = self.facts.limits.sequence_tokens_max().0;
+        let is_told = asked.max_total_tokens.is_none() && self.total_max < fits;
+        let told = self.text.tokens_max.filter(|_| is_told).map(|told| {
+            format!(
+                "model_max_length of the tokenizer is {told}: {} tokens of a prompt and its \
+                 answer are served; --max-total-tokens allows up to {fits}",
+                self.total_max
+            )
+        });
+        too_much.chain(told).collect()
     }
 }
 

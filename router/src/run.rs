@@ -206,6 +206,7 @@ fn load_text(serve: &Serve) -> Result<Text, RunError> {
             .copied()
             .map(TokenId)
             .collect(),
+        tokens_max: tokenizer.tokens_max(),
         grammars: OnceLock::new(),
         tokenizer,
     })

@@ -250,6 +250,7 @@ fn text_of(template: &str, third: &str) -> Text {
         template: Some(template),
         pool: EncodePool::new(Arc::clone(&tokenizer), 1, 8),
         ending: vec![TokenId(END)],
+        tokens_max: None,
         grammars: OnceLock::new(),
         tokenizer,
     }

@@ -498,3 +498,36 @@ fn limits_beyond_what_can_be_served_are_told_with_both_numbers() {
     let whole = Ready::new(&serve, facts, Arc::new(text()));
     assert!(whole.shortfalls(&serve).is_empty());
 }
+
+#[test]
+fn the_tokenizer_s_own_limit_counts_where_no_flag_does() {
+    let EngineState::Ready(facts) = ready() else {
+        unreachable!("it is ready")
+    };
+    // Tokenizer, input and total of the flags; input and total that are served.
+    for (told, input, total, expected) in [
+        (None, None, None, (4095, 4096)),
+        (Some(2048), None, None, (2047, 2048)),
+        (Some(2048), Some(100), None, (100, 2048)),
+        (Some(2048), Some(3000), None, (3000, 3001)),
+        (Some(2048), None, Some(3000), (2999, 3000)),
+        (Some(u32::MAX), None, None, (4095, 4096)),
+        (Some(2048), Some(u32::MAX), None, (4095, 4096)),
+    ] {
+        let mut serve = serve();
+        (
+            serve.requests.max_input_tokens,
+            serve.requests.max_total_tokens,
+        ) = (input, total);
+        let mut text = text();
+        text.tokens_max = told;
+        let ready = Ready::new(&serve, Arc::clone(&facts), Arc::new(text));
+        assert_eq!((ready.input_max, ready.total_max), expected);
+        let is_said = ready.shortfalls(&serve).contains(
+            &"model_max_length of the tokenizer is 2048: 2048 tokens of a prompt and \
+                its answer are served; --max-total-tokens allows up to 4096"
+                .to_owned(),
+        );
+        assert_eq!(is_said, expected.1 == 2048);
+    }
+}

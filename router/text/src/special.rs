@@ -62,6 +62,15 @@ pub(crate) fn ending_ids(dir: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, 
         .collect())
 }
 
+/// Tokens at most that a text of this tokenizer is meant to have: `model_max_length` of
+/// `tokenizer_config.json`. Files without a bound of their own have a number there that is none.
+pub(crate) fn tokens_max(dir: &Path) -> Result<Option<u32>, LoadError> {
+    let config = read_json(&dir.join("tokenizer_config.json"))?;
+    let given = config.as_ref().and_then(|c| c.get("model_max_length"));
+    let given = given.and_then(Value::as_u64).filter(|given| *given > 0);
+    Ok(given.and_then(|given| u32::try_from(given).ok()))
+}
+
 /// One id or a list of them; anything else is no id.
 fn ids_of(value: &Value) -> Vec<u32> {
     let list = value

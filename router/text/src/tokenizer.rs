@@ -81,14 +81,15 @@ pub struct Tokenizer {
     vocab_size: usize,
     ending_ids: Vec<u32>,
     names: SpecialNames,
+    tokens_max: Option<u32>,
 }
 
 // === impl Tokenizer ===
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a model folder, and beside it the ids that end a generation and
-    /// the names of the special tokens (`generation_config.json`, `config.json`,
-    /// `tokenizer_config.json`, `special_tokens_map.json`, each optional).
+    /// Reads `tokenizer.json` of a model folder, and beside it the ids that end a generation, the
+    /// names of the special tokens and the length of a text (`generation_config.json`,
+    /// `config.json`, `tokenizer_config.json`, `special_tokens_map.json`, each optional).
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         let Some(bytes) = special::read_optional(&path)? else {
@@ -100,6 +101,7 @@ impl Tokenizer {
         let mut tokenizer =
             Self::build(&bytes, names).map_err(|source| LoadError::Parse { path, source })?;
         tokenizer.ending_ids = special::ending_ids(dir, &tokenizer)?;
+        tokenizer.tokens_max = special::tokens_max(dir)?;
         Ok(tokenizer)
     }
 
@@ -140,6 +142,7 @@ impl Tokenizer {
             special,
             ending_ids: Vec::new(),
             names,
+            tokens_max: None,
         })
     }
 
@@ -205,6 +208,11 @@ impl Tokenizer {
     /// The ids that end a generation, in the order of the model's files; may be empty.
     pub fn ending_ids(&self) -> &[u32] {
         &self.ending_ids
+    }
+
+    /// Tokens at most that a text is meant to have (`model_max_length`), if the files tell.
+    pub fn tokens_max(&self) -> Option<u32> {
+        self.tokens_max
     }
 
     /// The model's special tokens by name (`bos_token`, `eos_token`, …), as templates see them.

@@ -103,6 +103,32 @@ fn ending_ids_come_from_the_first_file_that_has_them() {
 }
 
 #[test]
+fn the_length_of_a_text_is_told_where_it_is_a_number_of_tokens() {
+    let without_bound: Value =
+        serde_json::from_str("1000000000000000019884624838656").expect("a number");
+    for (name, length, expected) in [
+        ("l", json!(2048), Some(2048)),
+        ("m", without_bound, None),
+        ("n", json!(1e30), None),
+        ("o", json!(u64::from(u32::MAX) + 1), None),
+        ("p", json!(0), None),
+        ("q", json!(-1), None),
+        ("r", json!("2048"), None),
+        ("s", Value::Null, None),
+    ] {
+        let config = json!({"model_max_length": length});
+        let files = [
+            ("tokenizer.json", tokenizer_json()),
+            ("tokenizer_config.json", config),
+        ];
+        let tokenizer = load(name, &files).expect("it loads");
+        assert_eq!(tokenizer.tokens_max(), expected, "{length}");
+    }
+    let bare = load("t", &[("tokenizer.json", tokenizer_json())]).expect("it loads");
+    assert_eq!(bare.tokens_max(), None);
+}
+
+#[test]
 fn what_cannot_be_loaded_says_which_file_and_why() {
     let missing = load("missing", &[]).expect_err("no file");
     assert!(
