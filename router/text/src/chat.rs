@@ -132,7 +132,8 @@ const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning
 impl ChatTemplate {
     /// The template of a model folder, `None` if it has none: the override file, else
     /// `chat_template.jinja` (with `additional_chat_templates/*.jinja`), else
-    /// `chat_template.json`, else the entry of `tokenizer_config.json`.
+    /// `chat_template.json`, else the entry of `tokenizer_config.json`, else that of
+    /// `processor_config.json`.
     pub fn load(dir: &Path, override_: Option<&Path>) -> Result<Option<Self>, TemplateError> {
         let sources = match override_ {
             Some(path) => sources::from_file(path)?,

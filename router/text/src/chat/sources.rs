@@ -12,6 +12,13 @@ use crate::tokenizer::LoadError;
 /// A template's name and its text.
 type Source = (String, String);
 
+/// Files that may hold a template under `chat_template`; the first that does counts.
+const JSON_FILES: [&str; 3] = [
+    "chat_template.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+];
+
 pub(super) fn from_file(path: &Path) -> Result<Vec<Source>, TemplateError> {
     let bytes = std::fs::read(path).map_err(|source| TemplateError::Override {
         path: path.to_owned(),
@@ -39,7 +46,7 @@ pub(super) fn from_folder(dir: &Path) -> Result<Vec<Source>, TemplateError> {
     if !sources.is_empty() {
         return Ok(sources);
     }
-    for file in ["chat_template.json", "tokenizer_config.json"] {
+    for file in JSON_FILES {
         let path = dir.join(file);
         let config = read_json(&path)?;
         if let Some(template) = config

@@ -72,6 +72,18 @@ fn older_files_are_read_in_turn() {
         .expect("valid")
         .expect("one");
     assert_eq!(template.render(&hello()).expect("renders"), "config");
+    let processor = (
+        "processor_config.json",
+        r#"{"processor_class": "x", "chat_template": "processor"}"#,
+    );
+    let dir = folder("both", &[config, processor]);
+    let template = load(&dir, None).expect("valid").expect("one");
+    assert_eq!(template.render(&hello()).expect("renders"), "config");
+    let untold = ("tokenizer_config.json", "{}");
+    let template = load(&folder("processor", &[untold, processor]), None)
+        .expect("valid")
+        .expect("one");
+    assert_eq!(template.render(&hello()).expect("renders"), "processor");
     assert!(
         load(&folder("none", &[]), None)
             .expect("no template is no error")
