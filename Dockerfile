@@ -31,8 +31,6 @@ ARG TORCH_FROM=--torch-backend=cpu
 RUN uv pip install --no-cache $TORCH_FROM 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --no-cache $TORCH_FROM /wheels/*.whl && rm -rf /wheels
-RUN ln -s headrace /opt/headrace/bin/text-generation-launcher \
-    && ln -s headrace /opt/headrace/bin/text-generation-server
 
 FROM base AS cuda
 # Triton compiles what starts its kernels, against Python's headers.
@@ -44,8 +42,6 @@ ENV TRITON_CACHE_DIR=/data/triton
 RUN uv pip install --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --no-cache "$(echo /wheels/*.whl)[cuda]" && rm -rf /wheels
-RUN ln -s headrace /opt/headrace/bin/text-generation-launcher \
-    && ln -s headrace /opt/headrace/bin/text-generation-server
 # Compute capability of the GPUs that the image brings the kernels of published models for; their
 # compilation needs no GPU.
 ARG CAPABILITY=9.0

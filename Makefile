@@ -10,6 +10,7 @@ export PYTHONUNBUFFERED := 1
 SOURCES := $(shell find router launcher bench/client proto server -type f \
 	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' -o -name flags.txt \) \
 	-not -path '*/tests/*' -not -path '*/_native/*') \
+	$(wildcard launcher/data/scripts/*) \
 	Cargo.toml Cargo.lock pyproject.toml tools/install.sh tools/constraints.txt
 
 .PHONY: help install serve test test-clients image-check check fix bench gpu clean

@@ -31,4 +31,5 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use openapi::schema;
 pub use run::{engine_config, run};

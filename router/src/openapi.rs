@@ -83,8 +83,12 @@ impl Modify for Refusals {
 
 // === free functions ===
 
-/// The document, as OpenAPI 3.1.
 pub(crate) async fn document() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], schema()).into_response()
+}
+
+/// The description of the API, as OpenAPI 3.1 in JSON.
+pub fn schema() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
         let mut document = serde_json::to_value(Document::openapi())
             .expect("the document is plain data; this is a router bug");
@@ -100,7 +104,7 @@ pub(crate) async fn document() -> Response {
         }
         document.to_string()
     });
-    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+    TEXT.as_str()
 }
 
 /// The schema of one event: an object whose `data` is text, as the OpenAPI Initiative describes

@@ -55,6 +55,48 @@ fn tgi_s_python_program_is_python_s() {
 }
 
 #[test]
+fn tgi_s_names_may_stand_before_the_arguments() {
+    for (args, part) in [
+        (&["text-generation-launcher", "--help"][..], "--model-id"),
+        (&["text-generation-router", "print-schema"], "\"openapi\""),
+    ] {
+        let output = headrace("headrace", args);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+}
+
+#[test]
+fn tgi_s_router_tells_the_schema_and_refuses_to_be_alone() {
+    let name = "/opt/bin/text-generation-router";
+    let flags = ["--tokenizer-name", "m", "--port", "8080", "print-schema"];
+    for args in [&flags[4..], &flags] {
+        let output = headrace(name, args);
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            text.starts_with('{') && text.contains("\"/generate_stream\""),
+            "{text}"
+        );
+    }
+    for args in [&["--help"][..], &["-h"], &["--version"]] {
+        let output = headrace(name, args);
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("text-generation-router"), "{text}");
+    }
+    for args in [&[][..], &flags[..4], &["--master-shard-uds-path", "/tmp/s"]] {
+        let output = headrace(name, args);
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            text.contains("`text-generation-launcher` starts both"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn a_mistyped_command_line_is_refused() {
     let table: [(&str, &[&str], i32, &str); 7] = [
         ("headrace", &["sreve"], 2, "unknown command `sreve`"),
