@@ -1,73 +1,29 @@
-//! The client: closed and open loop, a connection for each request that runs at one time.
+//! The load: closed and open loop.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Parser;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Request, Uri};
-use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use crate::args::{HttpArgs, LoadArgs, ServerArgs};
+use crate::args::{HttpArgs, LoadArgs};
 use crate::prompts::{Prompts, Random};
 use crate::report::Report;
+use crate::server::{Seen, Server, Shot};
 use crate::stats::{percentile, rounded};
-use crate::wire::{Lines, Meaning, meaning, request};
-use crate::{fail, usage};
+use crate::wire::request;
+use crate::{STATUS_FAILED, fail, usage};
 
-const STATUS_FAILED: u8 = 1;
 /// Requests of a level unless told: so many a client, within these bounds.
 const REQUESTS_PER_CLIENT: usize = 4;
 const REQUESTS_MIN: usize = 8;
 const REQUESTS_MAX: usize = 1024;
-/// What of an error's body is quoted.
-const ERROR_CHARS: usize = 200;
 /// Moves the seed of each level: no two send the same prompts.
 const SEED_STEP: u64 = 1_000_003;
-
-type Connection = SendRequest<Full<Bytes>>;
-
-/// A server and the connections to it that nobody uses.
-#[derive(Debug)]
-struct Server {
-    uri: Uri,
-    authority: String,
-    /// Host and port, for the system's resolver.
-    address: String,
-    bearer: Option<String>,
-    idle: Mutex<Vec<Connection>>,
-    patience: Duration,
-}
-
-/// A request ready to be sent.
-#[derive(Debug, Clone)]
-struct Shot {
-    path: &'static str,
-    body: Bytes,
-}
-
-/// What one request saw.
-#[derive(Debug, Default)]
-struct Seen {
-    /// Seconds to the first chunk.
-    ttft: f64,
-    /// Seconds between chunks.
-    gaps: Vec<f64>,
-    /// Seconds to the last chunk.
-    latency: f64,
-    tokens: u64,
-    chunks: u64,
-}
 
 /// How requests arrive.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +65,8 @@ fn measure(args: &HttpArgs) -> Result<bool, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("the runtime does not start: {error}"))?;
-    let server = Arc::new(Server::new(&args.server, args.load.timeout)?);
+    let key = args.server.api_key.as_deref();
+    let server = Arc::new(Server::new(&args.server.url, key, args.load.timeout)?);
     let mut report = Report::open(args.report.json.as_deref())?;
     runtime.block_on(async {
         let warm_up = Arrival::Closed {
@@ -227,171 +184,6 @@ async fn client(
             .pop_front();
         let Some(shot) = shot else { return results };
         results.push(server.send(shot).await);
-    }
-}
-
-// === impl Server ===
-
-impl Server {
-    fn new(args: &ServerArgs, timeout_s: u64) -> Result<Self, String> {
-        let wrong = |why: &dyn Display| format!("--url {}: {why}", args.url);
-        let uri: Uri = args.url.parse().map_err(|error| wrong(&error))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(wrong(&"only http:// is spoken here"));
-        }
-        let authority = uri.authority().ok_or_else(|| wrong(&"no host"))?.clone();
-        let address = format!(
-            "{}:{}",
-            authority.host(),
-            authority.port_u16().unwrap_or(80)
-        );
-        let key = args.api_key.as_ref().filter(|key| !key.is_empty());
-        Ok(Self {
-            uri,
-            authority: authority.to_string(),
-            address,
-            bearer: key.map(|key| format!("Bearer {key}")),
-            idle: Mutex::default(),
-            patience: Duration::from_secs(timeout_s),
-        })
-    }
-
-    async fn send(&self, shot: Shot) -> Result<Seen, String> {
-        match timeout(self.patience, self.exchange(shot)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no end after {} s", self.patience.as_secs())),
-        }
-    }
-
-    async fn exchange(&self, shot: Shot) -> Result<Seen, String> {
-        let text = |error: &dyn Display| error.to_string();
-        let path = format!("{}{}", self.uri.path().trim_end_matches('/'), shot.path);
-        let mut request = Request::post(path)
-            .header(HOST, &self.authority)
-            .header(CONTENT_TYPE, "application/json");
-        if let Some(bearer) = &self.bearer {
-            request = request.header(AUTHORIZATION, bearer);
-        }
-        let request = request
-            .body(Full::new(shot.body))
-            .map_err(|error| text(&error))?;
-        let start = Instant::now();
-        let mut connection = self.connection().await?;
-        let response = connection
-            .send_request(request)
-            .await
-            .map_err(|error| text(&error))?;
-        let status = response.status();
-        let mut body = response.into_body();
-        if !status.is_success() {
-            let body = body.collect().await.map_err(|error| text(&error))?;
-            let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-            let body: String = body.chars().take(ERROR_CHARS).collect();
-            return Err(format!("{status}: {body}"));
-        }
-        let mut reader = Reader::new(start);
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| text(&error))?;
-            if let Some(bytes) = frame.data_ref() {
-                reader.take(bytes);
-            }
-        }
-        let idle = &self.idle;
-        let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.push(connection);
-        drop(idle);
-        reader.finish()
-    }
-
-    /// One that is open and unused, or a new one.
-    async fn connection(&self) -> Result<Connection, String> {
-        loop {
-            let idle = self
-                .idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop();
-            let Some(mut connection) = idle else { break };
-            if connection.ready().await.is_ok() {
-                return Ok(connection);
-            }
-        }
-        let wrong = |error: &dyn Display| format!("{}: {error}", self.address);
-        let stream = TcpStream::connect(&self.address)
-            .await
-            .map_err(|error| wrong(&error))?;
-        stream.set_nodelay(true).map_err(|error| wrong(&error))?;
-        let (connection, driver) = handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| wrong(&error))?;
-        // Its error comes back to whoever uses the connection, too.
-        tokio::spawn(async move { drop(driver.await) });
-        Ok(connection)
-    }
-}
-
-/// Reads one answer against the clock.
-#[derive(Debug)]
-struct Reader {
-    start: Instant,
-    last: Instant,
-    lines: Lines,
-    seen: Seen,
-    counted: Option<u64>,
-    error: Option<String>,
-}
-
-// === impl Reader ===
-
-impl Reader {
-    fn new(start: Instant) -> Self {
-        Self {
-            start,
-            last: start,
-            lines: Lines::default(),
-            seen: Seen::default(),
-            counted: None,
-            error: None,
-        }
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        let Self {
-            start,
-            last,
-            lines,
-            seen,
-            counted,
-            error,
-        } = self;
-        lines.push(bytes, |payload| match meaning(payload) {
-            Meaning::Chunk { tokens } => {
-                let now = Instant::now();
-                if seen.chunks == 0 {
-                    seen.ttft = (now - *start).as_secs_f64();
-                } else {
-                    seen.gaps.push((now - *last).as_secs_f64());
-                }
-                *last = now;
-                seen.chunks += 1;
-                *counted = tokens.or(*counted);
-            }
-            Meaning::Count { tokens } => *counted = Some(tokens),
-            Meaning::Nothing => {}
-            Meaning::Error(message) => *error = Some(message),
-        });
-    }
-
-    fn finish(mut self) -> Result<Seen, String> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        if self.seen.chunks == 0 {
-            return Err("the answer ended without a token".to_owned());
-        }
-        self.seen.latency = (self.last - self.start).as_secs_f64();
-        self.seen.tokens = self.counted.unwrap_or(self.seen.chunks);
-        Ok(self.seen)
     }
 }
 

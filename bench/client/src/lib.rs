@@ -1,14 +1,15 @@
 //! `headrace bench`: how fast a server is. `offline` drives shards through the engine without HTTP;
 //! `http` is a client of any server that streams.
 //!
-//! Reading order: the command line (`args`), the scenarios (`offline`; `http` with its `wire`), and
-//! what both share (`prompts`, `stats`, `report`).
+//! Reading order: the command line (`args`), the scenarios (`offline`; `http` with its `server` and
+//! `wire`), and what both share (`prompts`, `stats`, `report`).
 
 mod args;
 mod http;
 mod offline;
 mod prompts;
 mod report;
+mod server;
 mod stats;
 mod wire;
 
@@ -22,6 +23,7 @@ use crate::args::Cli;
 
 /// Everything wrong with a command line; clap's customary status.
 const STATUS_USAGE: u8 = 2;
+const STATUS_FAILED: u8 = 1;
 
 /// Runs a benchmark; the exit status. `args` is what follows `headrace bench`.
 pub fn run(
