@@ -82,6 +82,36 @@ def test_http_refusals_are_told(server: Stack) -> None:
     assert "422" in log and "must be <= 512" in log
 
 
+def test_tgi_s_benchmark_measures_a_running_server(server: Stack) -> None:
+    program = HEADRACE.with_name("text-generation-benchmark")
+    flags = (
+        "--tokenizer-name org/m --batch-size 1 --batch-size 2"
+        " --sequence-length 10 --decode-length 8 --runs 2 --warmups 1"
+        " --temperature 0.8 --top-k 9 --top-p 0.9 --typical-p 0.9"
+        " --repetition-penalty 1.1 --frequency-penalty 0.1 --watermark --do-sample --top-n-tokens 2"
+        f" --master-shard-uds-path /tmp/s --port {server.port}"
+    )
+    done = subprocess.run(
+        [str(program), *flags.split()],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line]
+    steps = [(row[0], row[1], len(row)) for row in rows if row[1:2] in (["1"], ["2"])]
+    latencies = ("Prefill", "Decode (token)", "Decode (total)")
+    assert steps[-10:] == [
+        *((step, batch, 8) for step in latencies for batch in "12"),
+        *((step, batch, 5) for step in ("Prefill", "Decode") for batch in "12"),
+    ]
+    for sentence in ("--master-shard-uds-path has no", "--watermark has no", "not org/m"):
+        assert f"{sentence}" in done.stderr
+    assert "Warning: --revision" not in done.stderr
+
+
 def test_comparison_marks_every_target(tmp_path: Path) -> None:
     def side(name: str, step_ms: float, tok_s: float) -> str:
         rows = [

@@ -21,7 +21,7 @@ from image_check import Stage, read_dockerfile  # noqa: E402
 
 STAGES = {stage.name: stage for stage in read_dockerfile((ROOT / "Dockerfile").read_text())}
 TARGETS = ("cpu", "cuda", "sagemaker")
-PROGRAMS = ("launcher", "server", "router")
+PROGRAMS = ("launcher", "server", "router", "benchmark")
 
 
 def chain(name: str) -> list[Stage]:
@@ -65,6 +65,7 @@ def test_programs_go_by_tgi_s_names(target: str) -> None:
         ("launcher", ["--help"], "--model-id"),
         ("server", ["--help"], "download-weights MODEL_ID"),
         ("router", ["print-schema"], '"openapi":"3.1'),
+        ("benchmark", ["--help"], "--tokenizer-name"),
     ],
 )
 def test_an_installed_wheel_has_the_programs(

@@ -193,6 +193,87 @@ pub(crate) enum Api {
     Tgi,
 }
 
+/// What the binary is called as TGI's benchmark.
+pub(crate) const TGI_NAME: &str = "text-generation-benchmark";
+const TGI_ABOUT: &str = "Measure prompts and new tokens of whole batches on a running server.
+
+The flags are those of TGI's program of this name. So many sequences as a batch has are sent at \
+one time, again and again; the tables go to standard output.
+
+Prefill: from the sending to the first token of the last sequence. Decode: from there to the last \
+token of all. Throughput counts new tokens.";
+
+/// `text-generation-benchmark`.
+#[derive(Debug, Clone, Parser)]
+#[command(name = TGI_NAME, about = TGI_ABOUT, version, max_term_width = 100)]
+pub(crate) struct TgiArgs {
+    /// The model that the server is expected to serve; another is measured with a warning
+    #[arg(short, long, env = "TOKENIZER_NAME", value_name = "NAME")]
+    pub(crate) tokenizer_name: String,
+    /// Without effect: the server has its own
+    #[arg(long, default_value = "main")]
+    pub(crate) revision: String,
+    /// Sequences at one time; may be given several times [default: 1 2 4 8 16 32]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) batch_size: Vec<u16>,
+    /// Tokens of a prompt
+    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sequence_length: u32,
+    /// New tokens of a sequence
+    #[arg(short, long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) decode_length: u32,
+    /// Batches of each size that are measured
+    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+    /// Batches of each size before, which are not
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub(crate) warmups: u32,
+    /// Without effect: shards take requests from their router only; see --url
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        default_value = "/tmp/text-generation-server-0"
+    )]
+    pub(crate) master_shard_uds_path: String,
+    /// Divides the logits
+    #[arg(long)]
+    pub(crate) temperature: Option<f32>,
+    /// Only the most probable tokens, so many of them
+    #[arg(long)]
+    pub(crate) top_k: Option<u32>,
+    /// Only the most probable tokens, up to this mass
+    #[arg(long)]
+    pub(crate) top_p: Option<f32>,
+    /// Only the most typical tokens, up to this mass
+    #[arg(long)]
+    pub(crate) typical_p: Option<f32>,
+    /// Above 1, tokens that occurred become less probable
+    #[arg(long)]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Subtracted from a token's logit for each time it occurred
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Without effect: /v1/completions has no watermark
+    #[arg(long)]
+    pub(crate) watermark: bool,
+    /// Tokens are drawn, whatever else is asked for
+    #[arg(long)]
+    pub(crate) do_sample: bool,
+    /// Alternatives told with each token
+    #[arg(long, value_name = "N")]
+    pub(crate) top_n_tokens: Option<u32>,
+    /// Where the server listens [default: --port on this machine]
+    #[arg(long)]
+    pub(crate) url: Option<String>,
+    /// Port of a server on this machine
+    #[arg(long, env = "PORT", default_value_t = 3000)]
+    pub(crate) port: u16,
+    /// Bearer token
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+}
+
 /// Parts what `command` knows from what is somebody else's: ours and theirs, in order. After `--`
 /// everything is theirs.
 pub(crate) fn part(args: &[OsString], command: &Command) -> (Vec<OsString>, Vec<OsString>) {

@@ -1,8 +1,9 @@
 //! `headrace bench`: how fast a server is. `offline` drives shards through the engine without HTTP;
-//! `http` is a client of any server that streams.
+//! `http` is a client of any server that streams; `tgi` is one by the name and the flags of TGI's
+//! program.
 //!
-//! Reading order: the command line (`args`), the scenarios (`offline`; `http` with its `server` and
-//! `wire`), and what both share (`prompts`, `stats`, `report`).
+//! Reading order: the command line (`args`), the scenarios (`offline`; `http` and `tgi` with their
+//! `server` and `wire`), and what they share (`prompts`, `stats`, `report`).
 
 mod args;
 mod http;
@@ -11,6 +12,7 @@ mod prompts;
 mod report;
 mod server;
 mod stats;
+mod tgi;
 mod wire;
 
 use std::ffi::OsString;
@@ -20,6 +22,8 @@ use clap::Parser;
 use headrace_launcher::{Programs, PythonNotFound};
 
 use crate::args::Cli;
+
+pub use crate::tgi::run as run_tgi;
 
 /// Everything wrong with a command line; clap's customary status.
 const STATUS_USAGE: u8 = 2;

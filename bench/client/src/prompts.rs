@@ -50,6 +50,11 @@ impl Random {
         self.next() % end
     }
 
+    /// A place in a list of so many, which are not none.
+    pub(crate) fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap_or(0)
+    }
+
     /// Above 0 and at most 1.
     pub(crate) fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
@@ -132,8 +137,7 @@ fn text(
     for _ in 0..TRIES {
         chosen.truncate(wanted);
         while chosen.len() < wanted {
-            let at = random.below(words.len() as u64);
-            chosen.push(usize::try_from(at).unwrap_or(0));
+            chosen.push(random.index(words.len()));
         }
         let text: String = chosen.iter().map(|&at| words[at].as_str()).collect();
         let found = tokenizer

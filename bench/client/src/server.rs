@@ -86,6 +86,18 @@ impl Server {
         self.in_time(self.exchange(shot)).await
     }
 
+    /// Sends a request that is answered at once.
+    pub(crate) async fn ask(&self, shot: Shot) -> Result<Bytes, String> {
+        let whole = async {
+            let connection = self.connection().await?;
+            let (connection, body) = self.open(shot, connection).await?;
+            let body = body.collect().await.map_err(|error| error.to_string())?;
+            self.keep(connection);
+            Ok(body.to_bytes())
+        };
+        self.in_time(whole).await
+    }
+
     async fn in_time<T>(
         &self,
         answer: impl Future<Output = Result<T, String>>,

@@ -1,7 +1,7 @@
 //! The one binary: what it does depends on the name it is called by and on its first argument.
 //! `headrace [serve]` and `text-generation-launcher` serve, `headrace router` is the router,
-//! `headrace bench` measures, `text-generation-router` tells the schema and refuses the rest, and
-//! what is left is Python's, `text-generation-server` included.
+//! `headrace bench` and `text-generation-benchmark` measure, `text-generation-router` tells the
+//! schema and refuses the rest, and what is left is Python's, `text-generation-server` included.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,10 +13,11 @@ use std::process::{Command, ExitCode};
 use headrace_launcher::{Programs, PythonNotFound, find_python};
 
 /// TGI's programs. A wheel installs scripts of these names, which put them before the arguments.
-const TGI_NAMES: [&str; 3] = [
+const TGI_NAMES: [&str; 4] = [
     "text-generation-launcher",
     "text-generation-server",
     "text-generation-router",
+    "text-generation-benchmark",
 ];
 
 /// What `text-generation-router` can be asked for.
@@ -50,6 +51,9 @@ fn main() -> ExitCode {
     }
     if called.ends_with("text-generation-router") {
         return tgi_router(&argv[1..]);
+    }
+    if called.ends_with("text-generation-benchmark") {
+        return ExitCode::from(headrace_bench::run_tgi(&argv[1..]));
     }
     let command = argv
         .get(1)

@@ -59,6 +59,7 @@ fn tgi_s_names_may_stand_before_the_arguments() {
     for (args, part) in [
         (&["text-generation-launcher", "--help"][..], "--model-id"),
         (&["text-generation-router", "print-schema"], "\"openapi\""),
+        (&["text-generation-benchmark", "--help"], "--decode-length"),
     ] {
         let output = headrace("headrace", args);
         let text = String::from_utf8_lossy(&output.stdout);
@@ -93,6 +94,29 @@ fn tgi_s_router_tells_the_schema_and_refuses_to_be_alone() {
             text.contains("`text-generation-launcher` starts both"),
             "{text}"
         );
+    }
+}
+
+#[test]
+fn tgi_s_benchmark_measures_a_server_that_runs() {
+    let name = "text-generation-benchmark";
+    let output = headrace(name, &["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("--master-shard-uds-path"), "{text}");
+    for (args, status, part) in [
+        (&[][..], 2, "--tokenizer-name"),
+        // A port that nobody listens on.
+        (
+            &["-t", "org/m", "--port", "1", "-m", "/tmp/s"],
+            1,
+            "headrace --model-id org/m",
+        ),
+    ] {
+        let output = headrace(name, args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(part), "{text}");
+        assert_eq!(output.status.code(), Some(status), "{text}");
     }
 }
 
