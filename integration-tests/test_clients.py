@@ -77,6 +77,11 @@ PROMISES = [
     ),
     (
         "openai",
+        "client_strict.py",
+        "models chat chat_stream stopped completions completions_stream echo",
+    ),
+    (
+        "openai",
         "client_hub.py",
         "endpoint text_generation text_stream text_sampled chat grammar errors concurrent",
     ),
@@ -148,7 +153,7 @@ def test_clients_read_calls_of_tools() -> None:
     finally:
         server.shutdown()
         server.server_close()
-    promises = "openai_whole openai_streamed hub_whole hub_streamed"
+    promises = "openai_whole openai_streamed strict_types hub_whole hub_streamed"
     assert output.split("\n")[:-1] == [f"ok {promise}" for promise in promises.split()]
 
 

@@ -77,7 +77,7 @@ def chat_stop(client: OpenAI, whole: str) -> None:
     cut = whole[: whole.index(stop)]
     answer = client.chat.completions.create(**CHAT, stop=stop)
     assert answer.choices[0].message.content == cut
-    assert answer.choices[0].finish_reason in {"stop", "stop_sequence"}
+    assert answer.choices[0].finish_reason == "stop"
     chunks = client.chat.completions.create(**CHAT, stop=[stop], stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == cut
 

@@ -4,7 +4,9 @@ import sys
 
 from huggingface_hub import InferenceClient
 from openai import OpenAI
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from promises import MESSAGES, kept
+from strict import events, parse, whole
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 ASK = {"model": "tgi", "messages": MESSAGES, "tools": TOOLS}
@@ -35,6 +37,15 @@ def openai_streamed(client: OpenAI) -> None:
     assert all(call.id == "call_N" and call.type == "function" for call in calls)
 
 
+def strict_types(url: str) -> None:
+    """Calls are of the SDK's types, strictly."""
+    url = f"{url}/v1/chat/completions"
+    message = parse(ChatCompletion, whole(url, ASK)).choices[0].message
+    assert len(message.tool_calls or []) == len(CALLS)
+    parts = [parse(ChatCompletionChunk, part) for part in events(url, ASK)]
+    assert any(choice.delta.tool_calls for part in parts for choice in part.choices)
+
+
 def hub_whole(client: InferenceClient) -> None:
     choice = client.chat_completion(MESSAGES, tools=TOOLS).choices[0]
     assert choice.finish_reason == "tool_calls"
@@ -61,6 +72,7 @@ def main(url: str) -> None:
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     kept(openai_whole, client)
     kept(openai_streamed, client)
+    kept(strict_types, url)
     client = InferenceClient(base_url=url, timeout=60)
     kept(hub_whole, client)
     kept(hub_streamed, client)

@@ -120,11 +120,11 @@ impl Finish {
         }
     }
 
-    /// The word of TGI's chat and (not streamed) completions routes.
+    /// OpenAI's word, on its routes but for the streams of completions.
     pub(crate) fn as_openai(self) -> &'static str {
         match self {
-            Self::EosToken => "stop",
-            Self::Length | Self::StopSequence | Self::ToolCalls => self.as_tgi(),
+            Self::EosToken | Self::StopSequence => "stop",
+            Self::Length | Self::ToolCalls => self.as_tgi(),
         }
     }
 }

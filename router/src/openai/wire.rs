@@ -276,7 +276,7 @@ pub(crate) struct ChatChoice {
     pub(crate) index: usize,
     pub(crate) message: AssistantMessage,
     pub(crate) logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length`, `stop_sequence` or `tool_calls`.
+    /// `stop`, `length` or `tool_calls`.
     pub(crate) finish_reason: &'static str,
 }
 
@@ -376,7 +376,7 @@ pub(crate) struct CompletionChoice<'a> {
     pub(crate) index: usize,
     pub(crate) text: &'a str,
     pub(crate) logprobs: Option<CompletionLogprobs>,
-    /// Empty until the last event of a stream.
+    /// `stop` or `length`; in a stream TGI's words, and empty until the last event.
     pub(crate) finish_reason: &'static str,
 }
 

@@ -127,7 +127,7 @@ async fn a_stop_string_ends_the_body_at_once_and_tells_the_engine() {
     let body = json!({"prompt": "Hi", "stop": ".", "max_tokens": 9});
     let reply = stack.post("/v1/completions", &body).await.json();
     assert_eq!(reply["choices"][0]["text"], "a");
-    assert_eq!(reply["choices"][0]["finish_reason"], "stop_sequence");
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     assert_eq!(stack.script.log().finished, [FinishReason::StopText]);
 }
 

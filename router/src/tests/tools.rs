@@ -221,12 +221,7 @@ async fn a_cut_call_is_told_as_far_as_it_came_with_the_reason_of_the_cut() {
             "{\"city\": \"Zü",
         ),
         (json!({}), said(cut), "stop", "{\"city\": \"Zü"),
-        (
-            json!({"stop": "Z"}),
-            said(CALL),
-            "stop_sequence",
-            "{\"city\": \"",
-        ),
+        (json!({"stop": "Z"}), said(CALL), "stop", "{\"city\": \""),
         // Complete, but at the last token that was allowed.
         (
             json!({}),
