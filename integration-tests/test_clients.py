@@ -4,10 +4,8 @@
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,17 +14,16 @@ from typing import Any
 
 import pytest
 
+from programs import ENVIRONMENTS, run, run_alone
 from stack import Stack
 
 pytestmark = pytest.mark.clients
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(__file__).parent / "clients"
-ENVIRONMENTS = ROOT / ".cache" / "clients"
 # A tiny context keeps answers without `max_tokens` short; few permits make overload easy to see.
 FLAGS = ("--dtype", "float32", "--threads", "1", "--max-total-tokens", "96")
 POOL = ("--kv-memory", "4000000", "--max-concurrent-requests", "4")
-SECONDS_MAX = 280.0
 # Fewer cases than this mean that the document lost routes or the fuzzer its way.
 CASES_MIN = 2000
 WIDTHS = {"int32", "int64", "float", "double"}
@@ -36,31 +33,6 @@ WIDTHS = {"int32", "int64", "float", "double"}
 def served(tiny_model: Path) -> Iterator[Stack]:
     with Stack("--model-id", str(tiny_model), *FLAGS, *POOL) as stack:
         yield stack.wait_ready()
-
-
-def run(environment: str, program: str, *arguments: str) -> str:
-    """Runs a program of an environment; returns what it wrote, fails with it."""
-    path = ENVIRONMENTS / environment / "bin" / program
-    assert path.exists(), f"{path} is missing: run `make test-clients`"
-    return run_alone(path, *arguments)
-
-
-def run_alone(path: Path, *arguments: str) -> str:
-    # Proxies and tokens of the machine are none of the clients' business.
-    names = {"PATH", "HOME", "LANG", "TMPDIR"}
-    clean = {name: value for name, value in os.environ.items() if name in names}
-    clean |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [str(path), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS_MAX,
-        env=clean,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 PROMISES = [

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # `make test-clients`: other people's programs against the whole server, each in an environment
 # of its own under .cache/clients, made again when its pinned list changes.
+#
+#   tools/test_clients.sh                all of them, but for those whose packages are large
+#   tools/test_clients.sh lm-eval        lm-eval alone: 0.5 GB, some minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,6 +51,14 @@ prepare_node() {
     cp "$from"/*.mjs "$folder"
 }
 
+if [ "${1:-}" = lm-eval ]; then
+    shift
+    prepare integration-tests/clients/large/lmeval.txt
+    step "lm-eval, whose figures are to be those of PyTorch"
+    "$PY" -m pytest integration-tests/test_lm_eval.py -m clients -rs "$@"
+    step "lm-eval: everything passed"
+    exit
+fi
 for list in integration-tests/clients/*.txt; do prepare "$list"; done
 prepare_node
 step "Other people's programs: the clients of TGI, of the Hub and of OpenAI, and schemathesis"
