@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use headrace_text::{CallsMax, Marker, ToolCallParser, ToolEvent, ToolStyle};
+use headrace_text::{CallsMax, Marker, Signature, ToolCallParser, ToolEvent, ToolStyle};
 
 /// The tools that a request names.
 #[derive(Debug, Clone)]
 pub(crate) struct ToolRules {
-    pub(crate) names: Arc<[String]>,
+    pub(crate) tools: Arc<[Signature]>,
     pub(crate) calls_max: CallsMax,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Calls {
 impl ToolRules {
     /// For one sequence; `None` where the server looks for no calls.
     pub(crate) fn calls(&self, style: &ToolStyle) -> Option<Calls> {
-        let parser = style.parser(Arc::clone(&self.names), self.calls_max)?;
+        let parser = style.parser(Arc::clone(&self.tools), self.calls_max)?;
         Some(Calls {
             parser: Some(parser),
             begun: 0,

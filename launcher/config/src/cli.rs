@@ -106,7 +106,7 @@ pub struct ModelArgs {
     pub load_format: LoadFormat,
     /// Format that the model writes calls of tools in; auto asks its chat template, none leaves
     /// them in the text
-    #[arg(long, env = "HEADRACE_TOOL_CALL_PARSER", value_name = "auto|llama3-json|pythonic|hermes|mistral|json|none", hide_possible_values = true, value_enum, default_value_t = ToolCallParser::Auto)]
+    #[arg(long, env = "HEADRACE_TOOL_CALL_PARSER", value_name = "auto|llama3-json|pythonic|hermes|mistral|qwen3_coder|deepseek_v3|deepseek_v31|json|none", hide_possible_values = true, value_enum, default_value_t = ToolCallParser::Auto)]
     pub tool_call_parser: ToolCallParser,
 }
 
@@ -382,6 +382,12 @@ pub enum ToolCallParser {
     Pythonic,
     Hermes,
     Mistral,
+    #[value(name = "qwen3_coder")]
+    Qwen3Coder,
+    #[value(name = "deepseek_v3")]
+    DeepSeekV3,
+    #[value(name = "deepseek_v31")]
+    DeepSeekV31,
     Json,
     None,
 }

@@ -253,6 +253,9 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
         ToolCallParser::Pythonic => "pythonic",
         ToolCallParser::Hermes => "hermes",
         ToolCallParser::Mistral => "mistral",
+        ToolCallParser::Qwen3Coder => "qwen3_coder",
+        ToolCallParser::DeepSeekV3 => "deepseek_v3",
+        ToolCallParser::DeepSeekV31 => "deepseek_v31",
         ToolCallParser::Json => "json",
         ToolCallParser::None => "none",
     };

@@ -125,6 +125,9 @@ fn a_flag_means_what_it_says() {
         --revision refs/pr/1 | /model/revision | "refs/pr/1"
         --load-format dummy | /model/load_format | "dummy"
         --tool-call-parser llama3-json | /model/tool_call_parser | "llama3-json"
+        --tool-call-parser qwen3_coder | /model/tool_call_parser | "qwen3_coder"
+        --tool-call-parser deepseek_v3 | /model/tool_call_parser | "deepseek_v3"
+        --tool-call-parser deepseek_v31 | /model/tool_call_parser | "deepseek_v31"
         --tool-call-parser none | /model/tool_call_parser | "none"
         -p 8080 | /http/port | 8080
         -g 5 | /http/drain_deadline_ms | 5000

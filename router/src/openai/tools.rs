@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headrace_text::{CallsAsked, CallsMax, ToolConstraint, ToolStyle};
+use headrace_text::{CallsAsked, CallsMax, Signature, ToolConstraint, ToolStyle};
 use serde_json::Value;
 
 use crate::calls::ToolRules;
@@ -20,7 +20,7 @@ const NAME_BYTES_MAX: usize = 256;
 pub(crate) struct Tools {
     /// As the template gets them.
     pub(crate) list: Vec<Value>,
-    names: Arc<[String]>,
+    signatures: Arc<[Signature]>,
     choice: Choice,
     /// The caller's words about them.
     pub(crate) prompt: Option<String>,
@@ -67,11 +67,13 @@ impl Tools {
         if format.is_some_and(|format| !wants_text(&format.kind)) {
             return Err(ToolRefusal::Format);
         }
+        let signature = |(name, tool): (&String, &Value)| Signature::new(name, &tool["function"]);
+        let signatures = names.iter().zip(&list).map(signature).collect();
         let is_parallel = body.parallel_tool_calls.unwrap_or(true);
         let is_named = matches!(choice, Choice::Named(_));
         Ok(Some(Self {
             list,
-            names: names.into(),
+            signatures,
             prompt: body.tool_prompt.take(),
             calls_max: if is_parallel && !is_named {
                 CallsMax::Many
@@ -85,7 +87,7 @@ impl Tools {
     /// What answers are searched for.
     pub(crate) fn rules(&self) -> ToolRules {
         ToolRules {
-            names: Arc::clone(&self.names),
+            tools: Arc::clone(&self.signatures),
             calls_max: self.calls_max,
         }
     }

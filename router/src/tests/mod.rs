@@ -7,6 +7,7 @@
 )]
 
 mod cloud;
+mod forms;
 mod golden;
 mod grammar;
 mod malformed;

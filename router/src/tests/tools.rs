@@ -22,7 +22,7 @@ const ARGUMENTS: &str = "{\"city\": \"Zürich\",  \"n\": 1e400}";
 const SECOND: &str = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
 
 /// A server of a model with this template.
-fn stack(template: &str, third: &str) -> Stack {
+pub(super) fn stack(template: &str, third: &str) -> Stack {
     let names = "{% set bos_token = '<s>' %}{% set eos_token = '</s>' %}";
     Stack::of(text_of(&format!("{names}{template}"), third), |serve| {
         serve.requests.max_total_tokens = Some(4096);
@@ -35,7 +35,7 @@ fn qwen() -> Stack {
 }
 
 /// A body that names two tools.
-fn asked(more: &Value) -> Value {
+pub(super) fn asked(more: &Value) -> Value {
     let tool = |name: &str| {
         json!({"type": "function", "function": {"name": name,
         "description": format!("does {name}"),
@@ -50,7 +50,7 @@ fn asked(more: &Value) -> Value {
 }
 
 /// The model says a text and ends.
-fn said(text: &str) -> Wakes {
+pub(super) fn said(text: &str) -> Wakes {
     let mut all = ids(text);
     all.push(END);
     drawn(&all, FinishReason::EndOfText)
@@ -69,7 +69,7 @@ fn regrouped(wakes: &Wakes, sizes: &[usize]) -> Wakes {
     grouped
 }
 
-async fn answer(stack: &Stack, body: &Value, wakes: Wakes) -> Value {
+pub(super) async fn answer(stack: &Stack, body: &Value, wakes: Wakes) -> Value {
     stack.script.push(wakes);
     let reply = stack.post(PATH, body).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -77,7 +77,7 @@ async fn answer(stack: &Stack, body: &Value, wakes: Wakes) -> Value {
 }
 
 /// The chunks of a stream.
-async fn chunks(stack: &Stack, body: &Value, wakes: Wakes) -> Vec<Value> {
+pub(super) async fn chunks(stack: &Stack, body: &Value, wakes: Wakes) -> Vec<Value> {
     stack.script.push(wakes);
     let mut body = body.clone();
     body["stream"] = json!(true);
@@ -91,7 +91,7 @@ async fn chunks(stack: &Stack, body: &Value, wakes: Wakes) -> Vec<Value> {
 }
 
 /// Puts a stream together as OpenAI's clients do: content, calls and the reason of the end.
-fn joined(chunks: &[Value]) -> (String, Vec<Value>, Value) {
+pub(super) fn joined(chunks: &[Value]) -> (String, Vec<Value>, Value) {
     let (mut content, mut calls, mut reason) = (String::new(), Vec::<Value>::new(), Value::Null);
     for choice in chunks.iter().filter_map(|chunk| chunk["choices"].get(0)) {
         assert!(reason.is_null(), "nothing comes after the end");
@@ -483,7 +483,7 @@ async fn calls_of_earlier_turns_reach_the_template() {
 }
 
 /// Whether the model may say a text, a token a byte, and end there.
-async fn may_say(stack: &Stack, body: &Value, text: &str) -> bool {
+pub(super) async fn may_say(stack: &Stack, body: &Value, text: &str) -> bool {
     stack.script.push(drawn(&[END], FinishReason::EndOfText));
     let reply = stack.post(PATH, body).await;
     assert_eq!(reply.status, 200, "{}", reply.text());

@@ -19,6 +19,6 @@ pub use pool::{EncodePool, PoolFull};
 pub use stop::{Released, StopDetector, StopMatcher, StopPlace};
 pub use tokenizer::{EncodeError, Encoding, LoadError, Tokenizer};
 pub use tools::{
-    CallsAs, CallsAsked, CallsMax, HELD_BYTES_MAX, Marker, ParserAsked, ToolCallParser,
+    CallsAs, CallsAsked, CallsMax, HELD_BYTES_MAX, Marker, ParserAsked, Signature, ToolCallParser,
     ToolConstraint, ToolEvent, ToolFormat, ToolStyle, UnknownParser,
 };

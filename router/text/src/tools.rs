@@ -8,6 +8,7 @@
 
 mod bare;
 mod constraint;
+mod deepseek;
 mod format;
 mod hermes;
 mod history;
@@ -17,8 +18,11 @@ mod literal;
 mod mistral;
 mod needles;
 mod output;
+mod parameter;
 mod pythonic;
+mod qwen3_coder;
 mod scan;
+mod signature;
 mod style;
 mod unescape;
 
@@ -28,6 +32,7 @@ use std::sync::Arc;
 pub use constraint::{CallsAsked, ToolConstraint};
 pub use format::ToolFormat;
 pub use history::CallsAs;
+pub use signature::Signature;
 pub use style::{ParserAsked, ToolStyle, UnknownParser};
 
 use needles::Needles;
@@ -74,6 +79,10 @@ pub enum Marker {
     Arguments,
     /// The id that the model gives its call follows.
     CallId,
+    /// Calls follow, each in marks of its own.
+    ListOpen,
+    /// No more of them follow.
+    ListClose,
 }
 
 /// How many calls a text may have.
@@ -119,12 +128,12 @@ enum Step {
 // === impl ToolCallParser ===
 
 impl ToolCallParser {
-    /// For calls of the tools with these names, in a format. `special` says which markers come by
+    /// For calls of these tools, in a format. `special` says which markers come by
     /// [`ToolCallParser::marker`]; the others are looked for in the text.
     fn new(
         format: ToolFormat,
         special: &[Marker],
-        names: Arc<[String]>,
+        tools: Arc<[Signature]>,
         calls_max: CallsMax,
     ) -> Self {
         let needles = Needles::new(format.markers(), special);
@@ -133,10 +142,16 @@ impl ToolCallParser {
             ToolFormat::Pythonic => Box::new(pythonic::Pythonic::new(needles)),
             ToolFormat::Hermes => Box::new(hermes::Hermes::new(needles)),
             ToolFormat::Mistral => Box::new(mistral::Mistral::new(needles)),
+            ToolFormat::Qwen3Coder => {
+                Box::new(qwen3_coder::Qwen3Coder::new(format.markers(), special))
+            }
+            ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => {
+                Box::new(deepseek::DeepSeek::new(needles))
+            }
         };
         Self {
             machine,
-            out: Output::new(names),
+            out: Output::new(tools),
             calls_max,
         }
     }

@@ -6,8 +6,9 @@
 
 use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::signature::{Kind, Signature};
 use super::{CallsMax, Marker, ToolFormat, ToolStyle};
 
 /// A grammar of calls.
@@ -35,6 +36,14 @@ STRING: /"([^"\\\n]|\\.)*"/
 NUMBER: /-?[0-9]+(\.[0-9]+)?/
 NAME: /[A-Za-z_][A-Za-z0-9_]*/
 "#;
+
+/// Whatever ends with the tag that ends an argument, on a line of its own.
+const TAGGED: &str = r"tagged[lazy]: /(.|\n)*\n<\/parameter>\n/
+KEY: /[A-Za-z_][A-Za-z0-9_.-]*/
+";
+
+/// Where a schema keeps what it refers to.
+const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 
 // === impl ToolStyle ===
 
@@ -76,10 +85,29 @@ impl ToolStyle {
                 ToolFormat::Hermes | ToolFormat::Mistral => {
                     object(&mut lark, rule, function, "arguments");
                 }
+                ToolFormat::Qwen3Coder => tags(&mut lark, rule, function),
+                ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => {
+                    let name = function["name"].as_str().unwrap_or_default();
+                    let arguments = self.mark(format, Marker::Arguments);
+                    let (before, after) = if format == ToolFormat::DeepSeekV3 {
+                        let name = quoted(&format!("{name}\n```json\n"));
+                        (format!("\"function\" {arguments} {name}"), "\"\\n```\"")
+                    } else {
+                        (format!("{} {arguments}", quoted(name)), "")
+                    };
+                    schema(&mut lark, rule, function, &before, after);
+                }
             }
         }
-        if format == ToolFormat::Pythonic {
-            lark.push_str(PYTHON);
+        match format {
+            ToolFormat::Pythonic => lark.push_str(PYTHON),
+            ToolFormat::Qwen3Coder => lark.push_str(TAGGED),
+            ToolFormat::Llama3Json
+            | ToolFormat::Hermes
+            | ToolFormat::Mistral
+            | ToolFormat::DeepSeekV3
+            | ToolFormat::DeepSeekV31
+            | ToolFormat::Json => {}
         }
         Some(ToolConstraint { lark })
     }
@@ -99,7 +127,7 @@ impl ToolStyle {
             ToolFormat::Llama3Json => repeated("function".to_owned(), "\"; \" "),
             ToolFormat::Json if calls_max == CallsMax::One => "function".to_owned(),
             ToolFormat::Json | ToolFormat::Pythonic => listed(),
-            ToolFormat::Hermes => {
+            ToolFormat::Hermes | ToolFormat::Qwen3Coder => {
                 let close = self.mark(format, Marker::Close);
                 let one = format!(r#"{open} "\n" function "\n" {close}"#);
                 repeated(one, "\"\\n\" ")
@@ -108,6 +136,21 @@ impl ToolStyle {
                 repeated(format!("{open} function"), "")
             }
             ToolFormat::Mistral => format!("{open} {}", listed()),
+            ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => {
+                let mark = |marker| self.mark(format, marker);
+                let one = format!("{open} function {}", mark(Marker::Close));
+                let between = if format == ToolFormat::DeepSeekV3 {
+                    "\"\\n\" "
+                } else {
+                    ""
+                };
+                let calls = repeated(one, between);
+                format!(
+                    "{} {calls} {}",
+                    mark(Marker::ListOpen),
+                    mark(Marker::ListClose)
+                )
+            }
         };
         format!("start: {start}\n")
     }
@@ -176,4 +219,65 @@ fn python(lark: &mut String, rule: &str, function: &Value) {
         format!("({})", keys.join(" | "))
     };
     line(lark, &format!("{argument}: {keys} \"=\" value"));
+}
+
+/// `<function=f>` and an argument after the other, in the schema's order, the required ones at
+/// least. Texts are free, whatever else the schema says of them.
+fn tags(lark: &mut String, rule: &str, function: &Value) {
+    let name = function["name"].as_str().unwrap_or_default();
+    let signature = Signature::new(name, function);
+    let root = &function["parameters"];
+    let properties = root["properties"].as_object();
+    let properties: Vec<(&String, &Value)> = properties.into_iter().flatten().collect();
+    let required = root["required"].as_array();
+    let is_required = |key: &str| required.is_some_and(|keys| keys.iter().any(|own| own == key));
+    let mut arguments = String::new();
+    for (index, (key, _)) in properties.iter().enumerate() {
+        let often = if is_required(key) { "" } else { "?" };
+        write!(arguments, " {rule}_a{index}{often}").expect("writing to a string cannot fail");
+    }
+    if properties.is_empty() {
+        write!(arguments, " {rule}_any*").expect("writing to a string cannot fail");
+        let any = format!("{rule}_any: \"<parameter=\" KEY \">\\n\" tagged");
+        line(lark, &any);
+    }
+    let open = quoted(&format!("<function={name}>\n"));
+    line(lark, &format!("{rule}: {open}{arguments} \"</function>\""));
+    for (index, (key, value)) in properties.into_iter().enumerate() {
+        let open = quoted(&format!("<parameter={key}>\n"));
+        match signature.kind(key) {
+            Kind::Text | Kind::TextOrNull => {
+                line(lark, &format!("{rule}_a{index}: {open} tagged"));
+            }
+            Kind::Json => {
+                let close = quoted("\n</parameter>\n");
+                line(
+                    lark,
+                    &format!("{rule}_a{index}: {open} {rule}_v{index} {close}"),
+                );
+                line(
+                    lark,
+                    &format!("{rule}_v{index}: %json {}", alone(value, root)),
+                );
+            }
+        }
+    }
+}
+
+/// A schema out of the one it stands in, with what it may refer to; any JSON where it refers to
+/// anything else.
+fn alone(schema: &Value, root: &Value) -> Value {
+    let refers = schema.to_string();
+    let within = |key: &&str| refers.matches(&format!("\"#/{key}/")).count();
+    let known: usize = DEFINITIONS.iter().map(within).sum();
+    if refers.matches("\"$ref\"").count() > known {
+        return json!({});
+    }
+    let mut alone = schema.as_object().cloned().unwrap_or_else(Map::new);
+    for key in DEFINITIONS {
+        if let (true, Some(definitions)) = (known > 0, root.get(key)) {
+            alone.insert(key.to_owned(), definitions.clone());
+        }
+    }
+    Value::Object(alone)
 }

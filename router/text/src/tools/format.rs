@@ -17,20 +17,31 @@ pub enum ToolFormat {
     Hermes,
     /// `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]` or `[TOOL_CALLS]name[ARGS]{…}`, repeated.
     Mistral,
+    /// `<tool_call><function=f><parameter=a>…</parameter></function></tool_call>`, repeated.
+    Qwen3Coder,
+    /// `<｜tool▁call▁begin｜>function<｜tool▁sep｜>f`, arguments in a fence of JSON,
+    /// `<｜tool▁call▁end｜>`; all calls in a pair of marks.
+    DeepSeekV3,
+    /// `<｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}<｜tool▁call▁end｜>`; all calls in a pair of marks.
+    DeepSeekV31,
     /// JSON objects or arrays of them, among text.
     Json,
 }
 
-const NAMES: [(&str, ToolFormat); 5] = [
+const NAMES: [(&str, ToolFormat); 8] = [
     ("llama3-json", ToolFormat::Llama3Json),
     ("pythonic", ToolFormat::Pythonic),
     ("hermes", ToolFormat::Hermes),
     ("mistral", ToolFormat::Mistral),
+    ("qwen3_coder", ToolFormat::Qwen3Coder),
+    ("deepseek_v3", ToolFormat::DeepSeekV3),
+    ("deepseek_v31", ToolFormat::DeepSeekV31),
     ("json", ToolFormat::Json),
 ];
 
 /// What in a template's text tells a format. The first that is there counts.
-const SIGNS: [(&str, ToolFormat); 6] = [
+const SIGNS: [(&str, ToolFormat); 7] = [
+    ("<｜tool▁call▁begin｜>", ToolFormat::DeepSeekV31),
     ("[TOOL_CALLS]", ToolFormat::Mistral),
     ("<tool_call>", ToolFormat::Hermes),
     ("<|python_start|>", ToolFormat::Pythonic),
@@ -39,8 +50,12 @@ const SIGNS: [(&str, ToolFormat); 6] = [
     ("\"parameters\": ", ToolFormat::Llama3Json),
 ];
 
-/// A call is not JSON, although one of [`SIGNS`] is around it.
-const NOT_JSON: &str = "<function=";
+/// Inside the marks of Hermes' form: no JSON, but tags; and if these are there, too, Qwen3-Coder's.
+const FUNCTION_TAG: &str = "<function=";
+const PARAMETER_TAG: &str = "<parameter=";
+
+/// Inside DeepSeek's marks, what its older form has around arguments.
+const FENCE: &str = "```json";
 
 // === impl ToolFormat ===
 
@@ -57,7 +72,14 @@ impl ToolFormat {
     pub fn of_template(source: &str) -> Self {
         let sign = |(sign, format): &(&str, Self)| source.contains(sign).then_some(*format);
         match SIGNS.iter().find_map(sign) {
-            Some(Self::Hermes) if source.contains(NOT_JSON) => Self::Json,
+            Some(Self::Hermes) if source.contains(FUNCTION_TAG) => {
+                if source.contains(PARAMETER_TAG) {
+                    Self::Qwen3Coder
+                } else {
+                    Self::Json
+                }
+            }
+            Some(Self::DeepSeekV31) if source.contains(FENCE) => Self::DeepSeekV3,
             Some(format) => format,
             None => Self::Json,
         }
@@ -71,7 +93,7 @@ impl ToolFormat {
                 ("<|python_start|>", Marker::Open),
                 ("<|python_end|>", Marker::Close),
             ],
-            Self::Hermes => &[
+            Self::Hermes | Self::Qwen3Coder => &[
                 ("<tool_call>", Marker::Open),
                 ("</tool_call>", Marker::Close),
             ],
@@ -79,6 +101,13 @@ impl ToolFormat {
                 ("[TOOL_CALLS]", Marker::Open),
                 ("[ARGS]", Marker::Arguments),
                 ("[CALL_ID]", Marker::CallId),
+            ],
+            Self::DeepSeekV3 | Self::DeepSeekV31 => &[
+                ("<｜tool▁calls▁begin｜>", Marker::ListOpen),
+                ("<｜tool▁call▁begin｜>", Marker::Open),
+                ("<｜tool▁sep｜>", Marker::Arguments),
+                ("<｜tool▁call▁end｜>", Marker::Close),
+                ("<｜tool▁calls▁end｜>", Marker::ListClose),
             ],
             Self::Json => &[],
         }
@@ -93,9 +122,24 @@ impl ToolFormat {
                 format!("<tool_call>\n{object}\n</tool_call>")
             }
             Self::Mistral => format!("[TOOL_CALLS][{}]", object(name, "arguments", arguments)),
+            Self::Qwen3Coder => {
+                let argument = |(key, value): (&String, &Value)| {
+                    let text = value.as_str().map(str::to_owned);
+                    let text = text.unwrap_or_else(|| value.to_string());
+                    format!("<parameter={key}>\n{text}\n</parameter>\n")
+                };
+                let arguments: String = parsed(arguments).iter().map(argument).collect();
+                format!("<tool_call>\n<function={name}>\n{arguments}</function>\n</tool_call>")
+            }
+            Self::DeepSeekV3 => in_list(&format!(
+                "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{arguments}\n```\
+                 <｜tool▁call▁end｜>"
+            )),
+            Self::DeepSeekV31 => in_list(&format!(
+                "<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>"
+            )),
             Self::Pythonic => {
-                let arguments: Map<String, Value> =
-                    serde_json::from_str(arguments).unwrap_or_default();
+                let arguments = parsed(arguments);
                 let argument = |(key, value): (&String, &Value)| format!("{key}={}", python(value));
                 let arguments: Vec<String> = arguments.iter().map(argument).collect();
                 format!("[{name}({})]", arguments.join(", "))
@@ -114,6 +158,15 @@ impl FromStr for ToolFormat {
 }
 
 // === free functions ===
+
+fn parsed(arguments: &str) -> Map<String, Value> {
+    serde_json::from_str(arguments).unwrap_or_default()
+}
+
+/// DeepSeek's marks around calls.
+fn in_list(calls: &str) -> String {
+    format!("<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>")
+}
 
 fn object(name: &str, key: &str, arguments: &str) -> String {
     let name = Value::from(name);

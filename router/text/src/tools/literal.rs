@@ -179,7 +179,7 @@ fn is_in_word(c: char) -> bool {
 }
 
 /// A character of a JSON string.
-fn character(c: char, out: &mut Output) {
+pub(super) fn character(c: char, out: &mut Output) {
     match c {
         '"' | '\\' => {
             out.argument('\\');

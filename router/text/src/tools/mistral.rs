@@ -122,7 +122,7 @@ impl Mistral {
     fn reached(&mut self, marker: Marker) {
         self.state = match marker {
             Marker::Open => State::Opened,
-            Marker::Close => State::Text,
+            Marker::Close | Marker::ListOpen | Marker::ListClose => State::Text,
             Marker::Arguments => State::Before,
             Marker::CallId => State::CallId,
         };
@@ -234,7 +234,14 @@ impl Machine for Mistral {
                 self.state = State::Opened;
             }
             // Where it means nothing it has no text either.
-            (Marker::Arguments | Marker::CallId | Marker::Close, _) => {}
+            (
+                Marker::Arguments
+                | Marker::CallId
+                | Marker::Close
+                | Marker::ListOpen
+                | Marker::ListClose,
+                _,
+            ) => {}
         }
     }
 

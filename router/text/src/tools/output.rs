@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{HELD_BYTES_MAX, ToolEvent};
+use super::{HELD_BYTES_MAX, Signature, ToolEvent};
 
 /// The events of a text so far, and what is held back of it.
 #[derive(Debug)]
 pub(super) struct Output {
-    names: Arc<[String]>,
+    tools: Arc<[Signature]>,
     events: Vec<ToolEvent>,
     /// Text that may become part of a call.
     held: String,
@@ -24,9 +24,9 @@ pub(super) struct Output {
 // === impl Output ===
 
 impl Output {
-    pub(super) fn new(names: Arc<[String]>) -> Self {
+    pub(super) fn new(tools: Arc<[Signature]>) -> Self {
         Self {
-            names,
+            tools,
             events: Vec::new(),
             held: String::new(),
             space: String::new(),
@@ -39,7 +39,11 @@ impl Output {
     }
 
     pub(super) fn knows(&self, name: &str) -> bool {
-        self.names.iter().any(|known| known == name)
+        self.tool(name).is_some()
+    }
+
+    pub(super) fn tool(&self, name: &str) -> Option<&Signature> {
+        self.tools.iter().find(|tool| tool.name == name)
     }
 
     pub(super) fn held(&self) -> &str {
@@ -62,6 +66,25 @@ impl Output {
         for c in held.chars() {
             self.content(c);
         }
+    }
+
+    /// What is held before `at` is content.
+    pub(super) fn release_before(&mut self, at: usize) {
+        let rest = self.held.split_off(at);
+        self.release();
+        self.held = rest;
+    }
+
+    /// What is held before `at` belongs to a call's syntax.
+    pub(super) fn forget_before(&mut self, at: usize) {
+        let rest = self.held.split_off(at);
+        self.forget();
+        self.held = rest;
+    }
+
+    /// What is held belongs to a call.
+    pub(super) fn take_held(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     pub(super) fn content(&mut self, c: char) {

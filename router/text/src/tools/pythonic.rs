@@ -278,7 +278,11 @@ impl Machine for Pythonic {
         self.last = Last::Text;
         self.state = match marker {
             Marker::Open => State::Opened,
-            Marker::Close | Marker::Arguments | Marker::CallId => State::Text,
+            Marker::Close
+            | Marker::Arguments
+            | Marker::CallId
+            | Marker::ListOpen
+            | Marker::ListClose => State::Text,
         };
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::history::shows_tools;
-use super::{CallsAs, CallsMax, Marker, ToolCallParser, ToolFormat};
+use super::{CallsAs, CallsMax, Marker, Signature, ToolCallParser, ToolFormat};
 use crate::chat::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -79,11 +79,11 @@ impl ToolStyle {
         found.map(|(id, _)| *id)
     }
 
-    /// For one text with calls of the tools with these names.
-    pub fn parser(&self, names: Arc<[String]>, calls_max: CallsMax) -> Option<ToolCallParser> {
+    /// For one text with calls of these tools.
+    pub fn parser(&self, tools: Arc<[Signature]>, calls_max: CallsMax) -> Option<ToolCallParser> {
         let special: Vec<Marker> = self.markers.iter().map(|(_, marker)| *marker).collect();
         self.format
-            .map(|format| ToolCallParser::new(format, &special, names, calls_max))
+            .map(|format| ToolCallParser::new(format, &special, tools, calls_max))
     }
 
     /// What the last message has to say besides its own text: the tools, where the template does

@@ -2,18 +2,19 @@
 
 mod bare;
 mod constraint;
+mod deepseek;
 mod hermes;
 mod mistral;
 mod properties;
 mod pythonic;
+mod qwen3_coder;
 mod style;
 
 use std::sync::Arc;
 
-use super::{CallsMax, Marker, ToolCallParser, ToolEvent, ToolFormat};
+use serde_json::{Value, json};
 
-/// The tools of every test.
-const NAMES: [&str; 4] = ["get_weather", "add", "now", "get-time.v2"];
+use super::{CallsMax, Marker, Signature, ToolCallParser, ToolEvent, ToolFormat};
 
 /// A piece of a text.
 #[derive(Debug, Clone, Copy)]
@@ -78,8 +79,25 @@ impl Told {
 
 // === free functions ===
 
-fn names() -> Arc<[String]> {
-    NAMES.iter().map(|name| (*name).to_owned()).collect()
+/// The tools of every test, as functions.
+fn functions() -> Vec<Value> {
+    let weather = json!({"city": {"type": "string"}, "days": {"type": "integer"},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]}});
+    let add = json!({"a": {}, "b": {"type": "array"}, "s": {"type": "string"}});
+    vec![
+        json!({"name": "get_weather", "parameters": {"properties": weather, "required": ["city"]}}),
+        json!({"name": "add", "parameters": {"properties": add}}),
+        json!({"name": "now"}),
+        json!({"name": "get-time.v2"}),
+    ]
+}
+
+fn tools() -> Arc<[Signature]> {
+    let named = |function: &Value| {
+        let name = function["name"].as_str().expect("a name");
+        Signature::new(name, function)
+    };
+    functions().iter().map(named).collect()
 }
 
 fn parser(format: ToolFormat, pieces: &[Piece<'_>]) -> ToolCallParser {
@@ -90,7 +108,7 @@ fn parser(format: ToolFormat, pieces: &[Piece<'_>]) -> ToolCallParser {
             Piece::Text(_) => None,
         })
         .collect();
-    ToolCallParser::new(format, &special, names(), CallsMax::Many)
+    ToolCallParser::new(format, &special, tools(), CallsMax::Many)
 }
 
 fn feed(mut parser: ToolCallParser, pieces: &[Piece<'_>]) -> Vec<ToolEvent> {
@@ -159,7 +177,7 @@ fn says_nothing(format: ToolFormat, text: &str) {
 #[test]
 fn a_single_call_is_the_end_of_the_text() {
     let format = ToolFormat::Hermes;
-    let mut parser = ToolCallParser::new(format, &[], names(), CallsMax::One);
+    let mut parser = ToolCallParser::new(format, &[], tools(), CallsMax::One);
     let call = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>";
     let mut events = parser.push(&format!("So: {call}{call} and more"));
     assert!(parser.is_over());
@@ -183,7 +201,7 @@ fn what_is_held_is_bounded() {
         (ToolFormat::Pythonic, "[add("),
         (ToolFormat::Pythonic, "["),
     ] {
-        let mut parser = ToolCallParser::new(format, &[], names(), CallsMax::Many);
+        let mut parser = ToolCallParser::new(format, &[], tools(), CallsMax::Many);
         let mut shown = parser.push(text);
         assert!(shown.is_empty(), "{text}");
         for _ in 0..=super::HELD_BYTES_MAX {
@@ -204,7 +222,7 @@ fn what_is_held_is_bounded() {
 
 #[test]
 fn a_call_is_told_as_it_comes() {
-    let mut parser = ToolCallParser::new(ToolFormat::Hermes, &[], names(), CallsMax::Many);
+    let mut parser = ToolCallParser::new(ToolFormat::Hermes, &[], tools(), CallsMax::Many);
     let index = 0;
     assert_eq!(parser.push("<tool_call>{\"name\": \"add\""), []);
     assert_eq!(parser.push(", \"argu"), []);

@@ -109,3 +109,56 @@ fn python_s_arguments_are_named() {
     );
     assert!(python.contains("\nvalue: STRING | "), "{python}");
 }
+
+#[test]
+fn tags_hold_what_the_schema_says_alone() {
+    let coder = lark(ToolFormat::Qwen3Coder, &[], CallsAsked::Any, CallsMax::One);
+    let value = r##"{"$ref":"#/$defs/n","$defs":{"n":{"type":"number"}}}"##;
+    let expected = format!(
+        "start: \"<tool_call>\" \"\\n\" function \"\\n\" \"</tool_call>\"\n\
+         function: f0 | f1\n\
+         f0: \"<function=add>\\n\" f0_a0? \"</function>\"\n\
+         f0_a0: \"<parameter=a>\\n\" f0_v0 \"\\n</parameter>\\n\"\n\
+         f0_v0: %json {value}\n\
+         f1_any: \"<parameter=\" KEY \">\\n\" tagged\n\
+         f1: \"<function=now>\\n\" f1_any* \"</function>\"\n\
+         tagged[lazy]: "
+    );
+    assert!(coder.starts_with(&expected), "{coder}");
+    // A text is free, what must be there is there, and a schema that cannot stand alone is any.
+    let properties =
+        json!({"s": {"type": "string"}, "l": {"items": {"$ref": "#"}, "type": "array"}});
+    let tool = json!({"function": {"name": "f", "parameters": {"properties": properties,
+        "required": ["s"]}}});
+    let asked = ParserAsked::Format(ToolFormat::Qwen3Coder);
+    let style = ToolStyle::decide(None, &tokenizer(&[]), asked);
+    let constraint = style.constraint(&[tool], CallsAsked::Any, CallsMax::One);
+    let ToolConstraint { lark } = constraint.expect("a grammar");
+    for rule in [
+        "f0: \"<function=f>\\n\" f0_a0 f0_a1? \"</function>\"\n",
+        "f0_a0: \"<parameter=s>\\n\" tagged\n",
+        "f0_v1: %json {}\n",
+    ] {
+        assert!(lark.contains(rule), "{lark}");
+    }
+}
+
+#[test]
+fn deepseek_s_marks_are_around_each_call_and_all_of_them() {
+    let tokens = [("<｜tool▁call▁begin｜>", true)];
+    let older = lark(
+        ToolFormat::DeepSeekV3,
+        &tokens,
+        CallsAsked::Any,
+        CallsMax::Many,
+    );
+    let start = "start: \"<｜tool▁calls▁begin｜>\" <[1]> function \"<｜tool▁call▁end｜>\" \
+                 (\"\\n\" <[1]> function \"<｜tool▁call▁end｜>\")* \"<｜tool▁calls▁end｜>\"\n";
+    assert!(older.starts_with(start), "{older}");
+    let add = "f0: \"function\" \"<｜tool▁sep｜>\" \"add\\n```json\\n\" f0_arguments \"\\n```\"\n";
+    assert!(older.contains(add), "{older}");
+    let named = CallsAsked::Named("add");
+    let newer = lark(ToolFormat::DeepSeekV31, &[], named, CallsMax::One);
+    let add = "f0: \"add\" \"<｜tool▁sep｜>\" f0_arguments\n";
+    assert!(newer.contains(add), "{newer}");
+}

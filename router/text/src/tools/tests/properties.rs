@@ -3,18 +3,21 @@
 use proptest::prelude::*;
 
 use super::super::HELD_BYTES_MAX;
-use super::{CallsMax, Piece, Told, ToolCallParser, ToolFormat, feed, names, parser};
+use super::{CallsMax, Piece, Told, ToolCallParser, ToolFormat, feed, parser, tools};
 
-const FORMATS: [ToolFormat; 5] = [
+const FORMATS: [ToolFormat; 8] = [
     ToolFormat::Llama3Json,
     ToolFormat::Pythonic,
     ToolFormat::Hermes,
     ToolFormat::Mistral,
+    ToolFormat::Qwen3Coder,
+    ToolFormat::DeepSeekV3,
+    ToolFormat::DeepSeekV31,
     ToolFormat::Json,
 ];
 
 /// What texts are made of: whole calls, their parts, and what only looks like them.
-const PARTS: [&str; 44] = [
+const PARTS: [&str; 67] = [
     "<tool_call>",
     "</tool_call>",
     "<tool_",
@@ -59,6 +62,29 @@ const PARTS: [&str; 44] = [
     "add[ARGS]{\"b\": [1]}",
     "[add(a='x', b=[1])]",
     "\\u00e9",
+    "<function=",
+    "<function=add>",
+    "<function=get_weather>\n",
+    "</function>",
+    "</fun",
+    "<parameter=",
+    "<parameter=a>",
+    "<parameter=city>\n",
+    "<parameter=note>",
+    "</parameter>",
+    "\n</parameter>\n",
+    "</par",
+    "null",
+    "<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call",
+    "function",
+    "\n```json\n",
+    "\n```",
 ];
 
 fn text() -> impl Strategy<Value = String> {
@@ -105,11 +131,24 @@ proptest! {
     #[test]
     fn each_character_is_looked_at_twice_at_most(text in text()) {
         for format in FORMATS {
-            let mut parser = ToolCallParser::new(format, &[], names(), CallsMax::Many);
+            let mut parser = ToolCallParser::new(format, &[], tools(), CallsMax::Many);
             parser.push(&text);
             let steps = parser.out.steps();
             prop_assert!(steps <= 2 * text.chars().count(), "{:?}: {}", format, steps);
         }
+    }
+
+    #[test]
+    fn a_text_without_quotes_comes_out_as_it_went_in(
+        text in "[a-z<>/={}\"\\\\é中\u{1} \t\n]{0,40}",
+        cuts in prop::collection::vec(0usize..1000, 0..20),
+    ) {
+        let call = format!("<function=get_weather>\n<parameter=city>\n{text}\n</parameter>\n</function>");
+        let told = told(ToolFormat::Qwen3Coder, &pieces(&call, &cuts));
+        prop_assert_eq!(&told.content, "");
+        prop_assert_eq!(told.calls.len(), 1);
+        let arguments: serde_json::Value = serde_json::from_str(&told.calls[0].arguments)?;
+        prop_assert_eq!(arguments, serde_json::json!({"city": text}));
     }
 
     #[test]
@@ -124,6 +163,12 @@ proptest! {
             (ToolFormat::Mistral, "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": ", "}]"),
             (ToolFormat::Llama3Json, "{\"name\": \"add\", \"parameters\": ", "}"),
             (ToolFormat::Json, "[{\"name\": \"add\", \"arguments\": ", "}]"),
+            (ToolFormat::DeepSeekV31, "<｜tool▁call▁begin｜>add<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+            (
+                ToolFormat::DeepSeekV3,
+                "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n",
+                "\n```<｜tool▁call▁end｜>",
+            ),
         ] {
             let text = format!("{before}{arguments}{after}");
             let told = told(format, &pieces(&text, &cuts));
@@ -152,10 +197,20 @@ fn beginnings_that_come_to_nothing_cost_no_more_than_their_length() {
         "{\"parameters\": {",
         " ",
         "[TOOL_CALLS]add[CALL_ID]a[",
+        "<tool_call>\n",
+        "<tool_call><",
+        "<function=add>",
+        "<function=add><parameter=a>",
+        "<function=add><parameter=a>\n<",
+        "<parameter=",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁calls▁begin｜>\n",
+        "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{",
+        "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{}`",
     ] {
         let text = unit.repeat(4 * HELD_BYTES_MAX / unit.len());
         for format in FORMATS {
-            let mut parser = ToolCallParser::new(format, &[], names(), CallsMax::Many);
+            let mut parser = ToolCallParser::new(format, &[], tools(), CallsMax::Many);
             for c in text.chars() {
                 parser.push(c.encode_utf8(&mut [0; 4]));
                 assert!(

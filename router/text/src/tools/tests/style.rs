@@ -58,7 +58,12 @@ fn the_template_tells_the_format_and_what_it_wants() {
             true,
             CallsAs::Object,
         ),
-        ("deepseek.jinja", ToolFormat::Json, false, CallsAs::Text),
+        (
+            "deepseek.jinja",
+            ToolFormat::DeepSeekV3,
+            false,
+            CallsAs::Text,
+        ),
         ("chatml.jinja", ToolFormat::Json, false, CallsAs::Content),
     ] {
         let style = decide(name);
@@ -66,17 +71,34 @@ fn the_template_tells_the_format_and_what_it_wants() {
         assert_eq!(style.shows_tools, shows_tools, "{name}");
         assert_eq!(style.calls, calls, "{name}");
     }
-    let coder = "{{ tools }}<tool_call>\n<function=f>\n<parameter=a>";
-    assert_eq!(ToolFormat::of_template(coder), ToolFormat::Json);
-    let llama4 = "{{ tools }}[func_name1(params_name1=params_value1)]";
-    assert_eq!(ToolFormat::of_template(llama4), ToolFormat::Pythonic);
+    for (source, format) in [
+        (
+            "{{ tools }}<tool_call>\n<function=f>\n<parameter=a>",
+            ToolFormat::Qwen3Coder,
+        ),
+        ("{{ tools }}<tool_call>\n<function=f>{", ToolFormat::Json),
+        (
+            "'<｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + '\\n' + '```json'",
+            ToolFormat::DeepSeekV3,
+        ),
+        (
+            "'<｜tool▁call▁begin｜>' + tool['function']['name'] + '<｜tool▁sep｜>'",
+            ToolFormat::DeepSeekV31,
+        ),
+        (
+            "{{ tools }}[func_name1(params_name1=params_value1)]",
+            ToolFormat::Pythonic,
+        ),
+    ] {
+        assert_eq!(ToolFormat::of_template(source), format, "{source}");
+    }
 }
 
 #[test]
 fn the_flag_wins_over_the_template() {
     let (qwen, tokenizer) = (template("qwen3.jinja"), tokenizer(&[]));
-    let formats = ["llama3-json", "pythonic", "hermes", "mistral", "json"];
-    for name in formats {
+    let formats = "llama3-json pythonic hermes mistral qwen3_coder deepseek_v3 deepseek_v31 json";
+    for name in formats.split(' ') {
         let asked = name.parse().expect("a parser's name");
         let style = ToolStyle::decide(Some(&qwen), &tokenizer, asked);
         assert_eq!(style.format.map(ToolFormat::name), Some(name));
@@ -191,6 +213,20 @@ fn calls_that_a_template_does_not_show_are_written_into_the_content() {
             ToolFormat::Mistral,
             format!("[TOOL_CALLS][{{\"name\": \"add\", \"arguments\": {arguments}}}]"),
         ),
+        (
+            ToolFormat::DeepSeekV3,
+            format!(
+                "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n\
+                 {arguments}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+            ),
+        ),
+        (
+            ToolFormat::DeepSeekV31,
+            format!(
+                "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{arguments}\
+                 <｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+            ),
+        ),
     ] {
         let message =
             json!({"role": "assistant", "content": null, "tool_calls": [call(arguments)]});
@@ -205,4 +241,11 @@ fn calls_that_a_template_does_not_show_are_written_into_the_content() {
     let told = placed(CallsAs::Content, ToolFormat::Pythonic, message);
     assert_eq!(told, json!({"content": format!("So:\n{python}\n[add()]")}));
     super::says(ToolFormat::Pythonic, python, "", &[("add", arguments)]);
+    let arguments = "{\"a\": [1,true,null], \"s\": \"5\\n\"}";
+    let tags = "<tool_call>\n<function=add>\n<parameter=a>\n[1,true,null]\n</parameter>\n\
+         <parameter=s>\n5\n\n</parameter>\n</function>\n</tool_call>";
+    let message = json!({"content": null, "tool_calls": [call(arguments)]});
+    let told = placed(CallsAs::Content, ToolFormat::Qwen3Coder, message);
+    assert_eq!(told, json!({"content": tags}));
+    super::says(ToolFormat::Qwen3Coder, tags, "", &[("add", arguments)]);
 }
