@@ -48,7 +48,7 @@ PARAMETERS = {
     "top_n_tokens": 2,
     "adapter_id": None,
     "grammar": None,
-    "watermark": False,
+    "watermark": True,
 }
 GENERATE = {"inputs": "a river, a lake", "parameters": PARAMETERS}
 OPENAI = {

@@ -25,7 +25,6 @@ VALIDATION = [
     ({"top_n_tokens": 1000}, "top_n_tokens"),
     ({"truncate": 0}, "truncate"),
     ({"truncate": 10_000_000}, "truncate"),
-    ({"watermark": True}, "watermark"),
     ({"grammar": {"type": "regex", "value": "(((a{1,1000}){1,1000}){1,1000})"}}, "repeats_max"),
 ]
 

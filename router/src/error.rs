@@ -200,8 +200,6 @@ pub(crate) enum Invalid {
     Grammar,
     #[error("grammar is not valid: {0}")]
     GrammarText(String),
-    #[error("`{field}` is not supported yet")]
-    Unsupported { field: &'static str },
     #[error("`messages[{message}].content[{part}]` is {kind:?}; only \"text\" is supported")]
     ContentPart {
         message: usize,

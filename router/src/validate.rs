@@ -122,9 +122,6 @@ impl Ask {
             let (field, max) = (self.names.top_n, bounds.max_top_n_tokens);
             return Err(Invalid::TopTokens { field, max, given });
         }
-        if self.watermark {
-            return Err(Invalid::Unsupported { field: "watermark" });
-        }
         if self.grammar.is_some() && bounds.disable_grammar_support {
             return Err(Invalid::Grammar);
         }
@@ -222,7 +219,7 @@ impl Ask {
             seed: self.seed.unwrap_or_else(random_u64),
             top_n: self.top_n.unwrap_or(0),
             logprob_raw: self.logprob_raw,
-            watermark: false,
+            watermark: self.watermark,
             tokens_min: Tokens(self.tokens_min.unwrap_or(0)),
             bias: check_bias(&self.bias, vocab_size)?,
         })

@@ -96,6 +96,14 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Watermark:
+    """What watermarks are made of, of the requests that ask for one."""
+
+    gamma: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class Http:
     """Where HTTP listens. Read by the router."""
 
@@ -138,6 +146,7 @@ class Serve:
     device: DeviceConfig
     requests: Requests
     engine: Engine
+    watermark: Watermark
     http: Http
     shards: list[Shard]
     telemetry: Telemetry

@@ -15,7 +15,7 @@ from headrace.kv import KvLayout
 from headrace.layers.step import StepContext
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.paged_attention import AttentionBackend
-from headrace.ops.sampling import SamplingBackend, SharedSampling
+from headrace.ops.sampling import SamplingBackend, SharedSampling, Watermark
 from headrace.startup import Phases
 
 
@@ -83,6 +83,7 @@ class Engine:
     vocab_columns: int = 0  # what this rank has of the vocabulary, padding included; 0: all
     logits_stride: int = 0  # numbers from one row of logits to the next; 0: as many as tokens
     shared_sampling: SharedSampling | None = None  # None: logits are gathered first
+    watermark: Watermark = field(default_factory=Watermark)  # of rows that ask for one
     phases: Phases = field(default_factory=Phases)  # where the seconds of the start go
 
 

@@ -91,7 +91,12 @@ def load_engine(
         reference=serve.device.reference_ops,
         graphs=device.graphs and serve.device.graphs,
     )
-    return replace(engine, kv_bytes_max=serve.device.kv_bytes_max, phases=phases)
+    return replace(
+        engine,
+        kv_bytes_max=serve.device.kv_bytes_max,
+        watermark=sampling.Watermark(serve.watermark.gamma, serve.watermark.delta),
+        phases=phases,
+    )
 
 
 def engine_of(

@@ -94,6 +94,7 @@ class Sampler:
         self._comm = engine.comm
         self._vocab_size = engine.vocab_size
         self._shared = engine.shared_sampling
+        self._watermark = engine.watermark
         self._masks = MaskBuffer(engine.device, rows_max, engine.vocab_size)
 
     def launch(self, step: Step, logits_LC: Tensor, mask: Mask | None = None) -> Outputs:
@@ -196,7 +197,18 @@ class Sampler:
             bias=slots.bias(step.slot_R, feature_R),
             banned=slots.banned(step.slot_R, feature_R),
             masks=masks,
+            previous_S=self._previous(step) if features & Feature.WATERMARK else None,
+            watermark=self._watermark,
         )
+
+    def _previous(self, step: Step) -> Tensor:
+        """The last token of each sampled row; the host may not know it yet."""
+        if step.inputs is None:  # A graph took it from the slots, as nobody has drawn since.
+            return self._slots.last_tokens(step.device_slot_R)
+        token_L, sampled_L = step.inputs.tokens_T, step.inputs.context.sampled_S
+        if sampled_L is not None:
+            token_L = token_L.index_select(0, sampled_L)
+        return token_L if step.logits_R is None else token_L.index_select(0, step.logits_R)
 
     def _prompt(self, row: PromptRow, step: Step, logits_LV: Tensor) -> tuple[Tensor, ...]:
         """What is told of each token of a row, given those before it.

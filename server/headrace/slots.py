@@ -189,8 +189,6 @@ class SlotRows:
             raise PlanError(f"slot {slot} is bound, but only {self._slots} were prepared")
         if self.bound_Z[slot]:
             raise PlanError(f"slot {slot} is bound again before it was released")
-        if sampling.watermark:
-            raise PlanError(f"slot {slot} asks for a watermark, which is not served yet")
         self._forget(slot)
         self.bound_Z[slot] = True
         self.length_Z[slot] = 0
@@ -334,6 +332,8 @@ def features_of(sampling: Sampling) -> Feature:
             features |= Feature.TYPICAL
         if sampling.min_p > 0:
             features |= Feature.MIN_P
+    if sampling.watermark:
+        features |= Feature.WATERMARK
     if sampling.needs_history():
         features |= Feature.PENALTY
     if sampling.bias_token:

@@ -21,6 +21,7 @@ VARIANTS = (
     Sampling(top_n=5),
     Sampling(temperature=1.0, logprob_raw=True, bias_token=(0,), bias=(-1.0,)),
     Sampling(repetition_penalty=1.1, frequency_penalty=0.1, tokens_min=8, ending_token=(0,)),
+    Sampling(temperature=1.0, watermark=True),
 )
 
 

@@ -171,7 +171,6 @@ def test_prompt_logprobs_are_the_same_in_one_chunk_and_in_many():
         ({"row_flags_S": i32(1, 8)}, "waits for a mask and draws nothing"),
         ({"bindings": [bind(2), bind(2)]}, "bound again"),
         ({"bindings": [bind(8)]}, "only 8 were prepared"),
-        ({"bindings": [bind(2, Sampling(watermark=True)), bind(5)]}, "a watermark"),
         ({"zero_block": i32(0)}, "zeroes a block outside"),
         ({"step": 1}, "step 1 came where step 0 was due"),
     ],

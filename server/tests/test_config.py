@@ -67,6 +67,7 @@ def example() -> dict[str, Any]:
             "step_deadline_ms": 60000,
             "prepare_deadline_ms": 600000,
         },
+        "watermark": {"gamma": 0.25, "delta": -2},
         "http": {
             "hostname": "127.0.0.1",
             "port": 3000,
@@ -96,6 +97,7 @@ def test_a_whole_file_is_read(tmp_path: Path):
     assert serve.engine.record == Path("/tmp/run.plans")
     assert serve.requests.max_input_tokens is None and serve.requests.max_total_tokens == 4096
     assert serve.device.memory_fraction == 0.0 and isinstance(serve.device.memory_fraction, float)
+    assert (serve.watermark.gamma, serve.watermark.delta) == (0.25, -2.0)
     assert [entry.rank for entry in serve.shards] == [0, 1]
     assert serve.shard(1).device_index == 1
 

@@ -26,6 +26,7 @@ SAMPLINGS = [
     Sampling(temperature=0.8, top_k=40, top_p=0.9, seed=7),
     Sampling(repetition_penalty=1.3),
     Sampling(top_n=3),
+    Sampling(temperature=0.9, watermark=True, seed=8),
 ]
 
 

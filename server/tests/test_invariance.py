@@ -40,7 +40,7 @@ SAMPLINGS = [
     Sampling(),
     Sampling(temperature=0.9, seed=1),
     Sampling(temperature=1.3, top_k=20, top_p=0.9, seed=2),
-    Sampling(repetition_penalty=1.3, frequency_penalty=0.2),
+    Sampling(repetition_penalty=1.3, frequency_penalty=0.2, watermark=True),
 ]
 
 

@@ -24,6 +24,7 @@ def test_features_are_what_the_parameters_need():
     assert sampled == Feature.SAMPLED | Feature.FILTERED | Feature.MIN_P
     assert features_of(Sampling(tokens_min=3)) == Feature(0), "no token ends the sequence"
     assert features_of(Sampling(presence_penalty=0.5)) == Feature.PENALTY
+    assert features_of(Sampling(watermark=True)) == Feature.WATERMARK
 
 
 def test_slots_are_used_again_with_nothing_of_their_last_sequence():

@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 from device_here import DEVICE, device_gpu
 from late import late_copy
 from test_sampler import GRID, compare, edits, few_and_many, masked, rows_of, tops
+from test_watermark import GRID as MARKED
+from test_watermark import marked_rows
 
 from conftest import CUDA
 from headrace.ops.sampling import (
@@ -26,10 +28,12 @@ from headrace.ops.sampling import (
     SampleRows,
     Samples,
     Search,
+    Watermark,
 )
 from headrace.ops.sampling.base import empty_samples
 from headrace.ops.sampling.reference import ReferenceSampling
 from headrace.ops.sampling.triton import TIES_MAX, Sizes, TritonSampling
+from headrace.ops.sampling.watermark import green_tokens
 from headrace.wire import Sampling
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -204,6 +208,44 @@ def test_masked_rows_beside_each_other(vocab: int, seed: int, dtype: torch.dtype
         hidden = next(t for t in range(vocab) if t not in allowed[row_M.index(row)] or t == 5)
         x_SV[row, hidden] = bad
     assert draw(x_SV, rows).bad_S.tolist() == [row in (3, 4) for row in range(len(GRID))]
+
+
+@pytest.mark.parametrize(
+    ("vocab", "seed", "watermark", "dtype"),
+    [
+        (5, 0, Watermark(), torch.float32),
+        (97, 1, Watermark(0.1, 6.5), torch.bfloat16),
+        (509, 2, Watermark(0.9, -1.5), torch.float16),
+        (1000, 3, Watermark(1e-9, 9.0), torch.float32),
+        (1000, 4, Watermark(1 - 1e-12, 0.3), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_marked_rows_beside_each_other(
+    vocab: int, seed: int, watermark: Watermark, dtype: torch.dtype
+) -> None:
+    x_SV = logits(len(MARKED), vocab, seed).to(dtype)
+    rows = marked_rows(MARKED, vocab, seed, watermark)
+    check_twins(x_SV, rows)
+    plain = [replace(s, watermark=False) for s in MARKED]
+    drawn, without = draw(x_SV, rows), draw(x_SV, rows_of(plain, vocab, seed=seed))
+    for row in [row for row, s in enumerate(MARKED) if not s.watermark]:
+        assert drawn.token_S[row] == without.token_S[row]
+        assert drawn.logprob_S[row] == without.logprob_S[row]
+
+
+def test_whatever_token_comes_before_the_same_are_green() -> None:
+    """By the tokens of greedy rows, which are the first green ones of equals."""
+    vocab, previous = 700, [0, 1, 31, 32767, 151_935, 262_143, 2**31 - 1]
+    rows = marked_rows([Sampling(watermark=True)] * len(previous), vocab)
+    rows = replace(rows, previous_S=torch.tensor(previous), watermark=Watermark(0.3, 2.0))
+    drawn = draw(torch.zeros((len(previous), vocab)), rows)
+    green_RV = green_tokens(torch.tensor(previous), vocab, 0.3)
+    assert drawn.token_S.tolist() == green_RV.int().argmax(1).tolist()
+    # What the best token's log-probability says of all others.
+    green_R = green_RV.sum(1).double()
+    mass_R = green_R + (vocab - green_R) * torch.tensor(-2.0).double().exp()
+    torch.testing.assert_close(drawn.logprob_S.double(), -mass_R.log(), rtol=1e-5, atol=1e-5)
 
 
 def random_sampling(rng: np.random.Generator, vocab: int) -> Sampling:

@@ -48,6 +48,7 @@ MIXED = [
     Sampling(),
     Sampling(temperature=0.8, top_k=20, seed=3),
     Sampling(temperature=0.9, seed=5),
+    Sampling(temperature=0.9, seed=6, watermark=True),
 ]
 
 

@@ -194,6 +194,10 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             step_deadline_ms: 60_000,
             prepare_deadline_ms: 60_000,
         },
+        watermark: config::Watermark {
+            gamma: 0.5,
+            delta: 2.0,
+        },
         http: config::Http {
             hostname: "127.0.0.1".into(),
             port: 0,

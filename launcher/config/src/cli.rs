@@ -45,8 +45,7 @@ or SM. COMPUTE_TYPE is what the header x-compute-type says.
 
 Flags of TGI that are taken and without effect here: --trust-remote-code, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs other than 0, \
---disable-custom-kernels, --watermark-gamma, --watermark-delta, \
---enable-prefill-logprobs, --usage-stats. Not supported yet, and \
+--disable-custom-kernels, --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
 refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
 --rope-factor, --ngrok, and --speculate with more than 0.";
 
@@ -243,6 +242,23 @@ pub struct RequestArgs {
     /// Refuse requests for a grammar
     #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT")]
     pub disable_grammar_support: bool,
+    /// Share of the vocabulary that a watermark favours after each token; above 0 and below 1
+    #[arg(
+        long,
+        env = "WATERMARK_GAMMA",
+        value_name = "SHARE",
+        default_value_t = 0.5
+    )]
+    pub watermark_gamma: f32,
+    /// What a watermark adds to the logits of the tokens that it favours
+    #[arg(
+        long,
+        env = "WATERMARK_DELTA",
+        value_name = "LOGITS",
+        default_value_t = 2.0,
+        allow_negative_numbers = true
+    )]
+    pub watermark_delta: f32,
 }
 
 #[derive(Debug, Clone, PartialEq, Args)]

@@ -69,12 +69,6 @@ pub struct CompatArgs {
     /// Without effect: see --reference-ops
     #[arg(long, hide = true, env = "DISABLE_CUSTOM_KERNELS")]
     pub disable_custom_kernels: bool,
-    /// Without effect yet: watermarks
-    #[arg(long, hide = true, env = "WATERMARK_GAMMA", value_name = "GAMMA")]
-    pub watermark_gamma: Option<f32>,
-    /// Without effect yet: watermarks
-    #[arg(long, hide = true, env = "WATERMARK_DELTA", value_name = "DELTA")]
-    pub watermark_delta: Option<f32>,
     /// Without effect: log-probabilities of a prompt are computed when a request asks for them
     #[arg(long, hide = true, env = "ENABLE_PREFILL_LOGPROBS")]
     pub enable_prefill_logprobs: bool,
@@ -191,16 +185,6 @@ impl CompatArgs {
                 "--max-batch-total-tokens",
                 self.max_batch_total_tokens.is_some(),
                 "the KV cache is as large as memory allows; --kv-memory bounds it",
-            ),
-            (
-                "--watermark-gamma",
-                self.watermark_gamma.is_some(),
-                "no watermarks yet",
-            ),
-            (
-                "--watermark-delta",
-                self.watermark_delta.is_some(),
-                "no watermarks yet",
             ),
             (
                 "--disable-custom-kernels",

@@ -33,6 +33,8 @@ pub struct Serve {
     pub requests: Requests,
     /// How steps are made.
     pub engine: Engine,
+    /// What watermarks are made of.
+    pub watermark: Watermark,
     /// Where HTTP listens.
     pub http: Http,
     /// One entry a rank, in rank order.
@@ -131,6 +133,16 @@ pub struct Engine {
     pub step_deadline_ms: u64,
     /// Loading and `Prepare` together may take this long.
     pub prepare_deadline_ms: u64,
+}
+
+/// What watermarks are made of, of the requests that ask for one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watermark {
+    /// The probability that a token is green; between 0 and 1.
+    pub gamma: f32,
+    /// What the logits of green tokens are raised by.
+    pub delta: f32,
 }
 
 /// Where HTTP listens. Its `Debug` output hides the key.

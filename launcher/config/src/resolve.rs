@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cli::{DeviceKind, Dtype, LoadFormat, ToolCallParser, Typed};
 use crate::machine::Machine;
-use crate::{Device, Engine, Http, Model, Requests, Serve, Telemetry};
+use crate::{Device, Engine, Http, Model, Requests, Serve, Telemetry, Watermark};
 
 /// What is served when nobody says.
 pub const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -57,6 +57,10 @@ pub enum ConfigError {
     },
     #[error("{flag} must lie above 0 and at most at 1, it is {value}")]
     NotAFraction { flag: &'static str, value: f32 },
+    #[error("{flag} must lie above 0 and below 1, it is {value}")]
+    NotAProperShare { flag: &'static str, value: f32 },
+    #[error("{flag} must be a finite number, it is {value}")]
+    NotFinite { flag: &'static str, value: f32 },
     #[error("--max-input-tokens ({input}) must be less than --max-total-tokens ({total})")]
     InputNotBelowTotal { input: u32, total: u32 },
     #[error(
@@ -136,6 +140,7 @@ pub fn resolve(typed: &Typed, machine: &Machine) -> Result<Resolved, ConfigError
         device: device(typed, machine, num_shard)?,
         requests: requests(typed)?,
         engine: engine(typed, on_gpu)?,
+        watermark: watermark(typed)?,
         http: http(typed, &mut warnings)?,
         shards: Vec::new(),
         telemetry: Telemetry {
@@ -428,6 +433,26 @@ fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
         step_deadline_ms: timeout_ms("--step-timeout", typed.step_timeout)?,
         prepare_deadline_ms,
     })
+}
+
+fn watermark(typed: &Typed) -> Result<Watermark, ConfigError> {
+    let (gamma, delta) = (
+        typed.requests.watermark_gamma,
+        typed.requests.watermark_delta,
+    );
+    if !(gamma > 0.0 && gamma < 1.0) {
+        return Err(ConfigError::NotAProperShare {
+            flag: "--watermark-gamma",
+            value: gamma,
+        });
+    }
+    if !delta.is_finite() {
+        return Err(ConfigError::NotFinite {
+            flag: "--watermark-delta",
+            value: delta,
+        });
+    }
+    Ok(Watermark { gamma, delta })
 }
 
 /// A route that is named in the environment.

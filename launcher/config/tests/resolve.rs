@@ -104,6 +104,7 @@ fn without_flags_the_defaults_are_tgis() {
     assert_eq!(engine.itl_target_ms, 50);
     assert_eq!(engine.mask_ms_max, 20);
     assert!(!requests.disable_grammar_support);
+    assert_eq!((serve.watermark.gamma, serve.watermark.delta), (0.5, 2.0));
     assert!(engine.prefix_caching && engine.record.is_none());
     assert_eq!(
         (serve.device.kind.as_str(), serve.device.dtype.as_str()),
@@ -158,6 +159,9 @@ fn a_flag_means_what_it_says() {
         --itl-target-ms 0 | /engine/itl_target_ms | 0
         --mask-ms-max 5 | /engine/mask_ms_max | 5
         --disable-grammar-support | /requests/disable_grammar_support | true
+        --watermark-gamma 0.25 | /watermark/gamma | 0.25
+        --watermark-delta 1.5 | /watermark/delta | 1.5
+        --watermark-delta -1.5 | /watermark/delta | -1.5
         --max-running 64 | /engine/running_max | 64
         --max-batch-size 32 | /engine/running_max | 32
         --max-batch-size 999 | /engine/running_max | 256
@@ -190,6 +194,9 @@ fn a_variable_stands_in_for_its_flag() {
         CORS_ALLOW_ORIGIN=x --cors-allow-origin y | /http/cors_allow_origin | ["y"]
         LOG_LEVEL=debug | /telemetry/log_level | "debug"
         HEADRACE_DEVICE=cpu | /device/kind | "cpu"
+        WATERMARK_GAMMA=0.75 | /watermark/gamma | 0.75
+        WATERMARK_DELTA=-0.5 | /watermark/delta | -0.5
+        WATERMARK_DELTA=4 --watermark-delta 3 | /watermark/delta | 3.0
         API_KEY=k | /http/api_key | "k"
         AIP_HTTP_PORT=8081 PORT=80 --port 82 | /http/port | 8081
         AIP_PREDICT_ROUTE=/predict | /http/predict_route | "/predict"
@@ -235,6 +242,12 @@ fn what_cannot_work_is_refused_with_its_number() {
             is 1.5
         --cuda-memory-fraction nan | --cuda-memory-fraction must lie above 0 and at most at 1, it \
             is NaN
+        --watermark-gamma 0 | --watermark-gamma must lie above 0 and below 1, it is 0
+        --watermark-gamma 1 | --watermark-gamma must lie above 0 and below 1, it is 1
+        --watermark-gamma nan | --watermark-gamma must lie above 0 and below 1, it is NaN
+        WATERMARK_DELTA=inf | --watermark-delta must be a finite number, it is inf
+        --watermark-delta 1e39 | --watermark-delta must be a finite number, it is inf
+        --watermark-delta nan | --watermark-delta must be a finite number, it is NaN
         --kv-memory 0 | --kv-memory must be at least 1, it is 0
         --startup-timeout 9999999 | --startup-timeout must be at most 604800, it is 9999999
         --tokenizer-config-path /no/such | --tokenizer-config-path: /no/such is no file

@@ -168,6 +168,7 @@ fn serve() -> Serve {
             "prefill_tokens_max": 64, "itl_target_ms": 50, "pipeline_depth": 2,
             "prefix_caching": true, "mask_ms_max": 20, "record": null,
             "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
+        "watermark": {"gamma": 0.5, "delta": 2.0},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
             "prometheus_port": null, "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],

@@ -30,7 +30,7 @@ async fn chat(mut body: Value) -> Request {
 #[tokio::test]
 async fn tokens_are_drawn_when_parameters_are_absent_and_not_when_they_are_empty() {
     let absent = request("/generate", json!({"inputs": "Hi"})).await;
-    assert!(absent.sampling().temperature > 0.0);
+    assert!(absent.sampling().temperature > 0.0 && !absent.sampling().watermark);
     assert!(generate(json!({})).await.sampling().temperature == 0.0);
     assert!(
         generate(json!({"do_sample": null}))
@@ -71,7 +71,7 @@ async fn every_parameter_arrives() {
         json!({"temperature": 0.5, "top_k": 5, "top_p": 0.9, "typical_p": 0.8,
         "min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.3,
         "presence_penalty": -0.4, "seed": 18_446_744_073_709_551_615_u64, "top_n_tokens": 3,
-        "max_new_tokens": 7, "truncate": 1}),
+        "max_new_tokens": 7, "truncate": 1, "watermark": true}),
     )
     .await;
     let sampling = request.sampling();
@@ -89,6 +89,7 @@ async fn every_parameter_arrives() {
         (sampling.seed, sampling.top_n, sampling.logprob_raw),
         (u64::MAX, 3, false)
     );
+    assert!(sampling.watermark);
     assert_eq!(request.tokens_max().0, 7);
     assert_eq!(
         request.prompt(),

@@ -72,7 +72,7 @@ pub(crate) struct GenerateParameters {
     /// Prompt tokens that are kept, from the end.
     #[schema(minimum = 1)]
     pub(crate) truncate: Option<u64>,
-    /// Not supported yet.
+    /// Whether the text is marked: some tokens are favoured by a rule that makes it detectable.
     pub(crate) watermark: Option<bool>,
     /// Whether tokens and reasons are told.
     pub(crate) details: Option<bool>,

@@ -24,6 +24,7 @@ from headrace.ops.sampling.base import (
 )
 from headrace.ops.sampling.batched import BatchedSampling, Search
 from headrace.ops.sampling.reference import ReferenceSampling
+from headrace.ops.sampling.watermark import Watermark
 from headrace.ops.triton import gpu, why_not
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Samples",
     "SamplingBackend",
     "SharedSampling",
+    "Watermark",
     "empty_samples",
     "select",
     "shared_sampling",

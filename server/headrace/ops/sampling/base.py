@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from headrace.ops.sampling.watermark import Watermark
 
 # An entry of the penalty state counts the generated tokens in its low bits; this bit says that
 # the prompt holds the token.
@@ -37,6 +39,7 @@ class Feature(IntFlag):
     LOGPROB_RAW = 128
     TOP_N = 256
     MASKED = 512  # only some tokens may be drawn
+    WATERMARK = 1024
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class SampleRows:
     bias: Edits | None = None
     banned: Edits | None = None
     masks: Masks | None = None  # of the rows with MASKED, all of them
+    previous_S: Tensor | None = None  # int64: the tokens that those to draw follow
+    watermark: Watermark = field(default_factory=Watermark)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ class SamplingBackend(Protocol):
     takes_half: bool
 
     def sample(self, logits_SV: Tensor, rows: SampleRows) -> Samples:
-        """Order: penalties, bias, bans, masks, temperature, top-k, top-p, typical-p, min-p, draw.
+        """Order: watermark, penalties, bias, bans, masks, temperature, top-k, top-p, typical-p,
+        min-p, draw.
 
         Args:
             logits_SV: float32, or what `takes_half` allows; may be overwritten.

@@ -27,6 +27,8 @@ from headrace.ops.sampling.base import (
     SampleRows,
     Samples,
 )
+from headrace.ops.sampling.groups import EDITS
+from headrace.ops.sampling.watermark import green_tokens
 
 # Candidates that a filtered row is first tried with, and how their number grows.
 CANDIDATES_FIRST = 256
@@ -168,11 +170,12 @@ class BatchedSampling(Plain):
 
 
 def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
-    """Penalties, bias, bans, masks; on a copy where somebody still wants the raw logits."""
-    edits = features & (Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN | Feature.MASKED)
-    if not edits:
+    """All edits, in order; on a copy where somebody still wants the raw logits."""
+    if not features & EDITS:
         return logits_SV
     x_SV = logits_SV.clone() if features & Feature.LOGPROB_RAW else logits_SV
+    if features & Feature.WATERMARK:
+        _mark(x_SV, rows)
     if features & Feature.PENALTY:
         _penalize(x_SV, rows)
     for edit in (rows.bias, rows.banned):
@@ -185,6 +188,15 @@ def _edit(logits_SV: Tensor, rows: SampleRows, features: Feature) -> Tensor:
         else:
             x_SV.index_add_(0, rows.masks.row_M, banned_MV)
     return x_SV
+
+
+def _mark(x_SV: Tensor, rows: SampleRows) -> None:
+    """Raises the logits of green tokens."""
+    assert rows.previous_S is not None
+    row_R = np.flatnonzero(rows.features_S & Feature.WATERMARK)
+    index_R = torch.from_numpy(row_R).to(x_SV.device)
+    green_RV = green_tokens(_pick(rows.previous_S, index_R), x_SV.shape[1], rows.watermark.gamma)
+    x_SV.index_add_(0, index_R, green_RV.to(x_SV.dtype), alpha=rows.watermark.delta)
 
 
 def _penalize(x_SV: Tensor, rows: SampleRows) -> None:

@@ -39,14 +39,20 @@ from headrace.ops.sampling.search import (
     place_and_weigh,
     reaches,
 )
+from headrace.ops.sampling.watermark import HASH_KEY, MIX_1, MIX_2, STEP
 
+_WATERMARK = tl.constexpr(int(Feature.WATERMARK))
 _PENALTY = tl.constexpr(int(Feature.PENALTY))
 _COUNT_MASK = tl.constexpr(IN_PROMPT - 1)
+_HASH_KEY = tl.constexpr(HASH_KEY)
+_STEP = tl.constexpr(STEP)
+_MIX_1 = tl.constexpr(MIX_1)
+_MIX_2 = tl.constexpr(MIX_2)
 
 LAST_SHARE = tl.constexpr(1 - 2.0**-52)  # a draw's share of the mass stays below the whole
 
 
-@triton.jit(do_not_specialize=["knob_stride"])
+@triton.jit(do_not_specialize=["knob_stride", "green_below"])
 def edit_kernel(
     logits_SV,
     row_stride,
@@ -59,11 +65,15 @@ def edit_kernel(
     frequency_S,
     presence_S,
     knob_stride,  # entries from one row's knob to the next one's
+    previous_S,  # what the rows' tokens follow
+    green_below,  # see `Watermark.threshold`
+    delta,
     BLOCK: tl.constexpr,
     PENALTY: tl.constexpr,  # whether any row has penalties
+    WATERMARK: tl.constexpr,  # whether any row has a watermark
     PDL: tl.constexpr,
 ):
-    """Copies logits, with repetition, frequency and presence penalties."""
+    """Copies logits, with watermarks, and repetition, frequency and presence penalties."""
     row = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < vocab
@@ -71,6 +81,10 @@ def edit_kernel(
         gdc_launch_dependents()
         gdc_wait()
     x = tl.load(logits_SV + row * row_stride + token, mask=inside).to(tl.float32)
+    if WATERMARK:  # noqa: SIM102 (as below)
+        if tl.load(features_S + row) & _WATERMARK:
+            is_green = _is_green(tl.load(previous_S + row), token, green_below)
+            x += tl.where(is_green, delta, 0.0)
     if PENALTY:  # noqa: SIM102 (decided when it is compiled; the inner one on the device)
         if tl.load(features_S + row) & _PENALTY:
             slot = tl.load(state_slot_S + row).to(tl.int64)
@@ -82,6 +96,21 @@ def edit_kernel(
             changed -= tl.where(count > 0, tl.load(presence_S + row * knob_stride), 0.0)
             x = tl.where(state != 0, changed, x)
     tl.store(x_SV + row * vocab + token, x, mask=inside)
+
+
+@triton.jit
+def _is_green(previous, token, green_below):
+    """See `watermark.py`."""
+    seed = _mix(previous.to(tl.uint32) * _HASH_KEY)
+    found = _mix(seed + (token + 1).to(tl.uint32) * _STEP)
+    return (found >> 1).to(tl.int32) < green_below
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ (x >> 16)) * _MIX_1
+    x = (x ^ (x >> 13)) * _MIX_2
+    return x ^ (x >> 16)
 
 
 @triton.jit

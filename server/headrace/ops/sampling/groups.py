@@ -15,7 +15,7 @@ from headrace.ops.sampling.base import Feature, SampleRows
 SORTS = Feature.FILTERED | Feature.TYPICAL
 
 # What changes logits.
-EDITS = Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN | Feature.MASKED
+EDITS = Feature.WATERMARK | Feature.PENALTY | Feature.BIAS | Feature.TOKENS_MIN | Feature.MASKED
 
 
 class Groups:

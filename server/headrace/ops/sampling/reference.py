@@ -17,6 +17,7 @@ from headrace.ops.sampling.base import (
     SampleRows,
     Samples,
 )
+from headrace.ops.sampling.watermark import is_green
 
 
 class ReferenceSampling(Plain):
@@ -59,8 +60,14 @@ def _is_bad(x_V: Tensor) -> bool:
 
 
 def _edit(x_V: Tensor, row: int, features: Feature, rows: SampleRows) -> Tensor:
-    """Penalties, bias, bans and masks."""
+    """Watermark, penalties, bias, bans and masks."""
     x_V = x_V.clone()
+    if features & Feature.WATERMARK:
+        assert rows.previous_S is not None
+        previous = int(rows.previous_S[row])
+        for token in range(len(x_V)):
+            if is_green(previous, token, rows.watermark.gamma):
+                x_V[token] += rows.watermark.delta
     if features & Feature.PENALTY:
         assert rows.knobs and rows.state_QV is not None and rows.state_slot_S is not None
         state_V = rows.state_QV[int(rows.state_slot_S[row])]

@@ -202,7 +202,8 @@ class TritonSampling:
         vocab, where = logits_SV.shape[1], logits_SV.device
         draws = Feature.SAMPLED, Feature.SAMPLED | Feature.FILTERED
         wants = Feature(0), Feature.TOP_N, Feature.LOGPROB_RAW, Feature.LOGPROB_RAW | Feature.TOP_N
-        edits = Feature(0), Feature.BIAS, Feature.PENALTY, Feature.MASKED
+        mark, penalty = Feature.WATERMARK, Feature.PENALTY
+        edits = Feature(0), Feature.BIAS, penalty, mark, mark | penalty, Feature.MASKED
         for draw in (Feature(0), *draws):
             for want in wants:
                 for edit in edits:
@@ -293,7 +294,7 @@ class TritonSampling:
         )
 
     def _edit(self, logits_SV: Tensor, rows: SampleRows, groups: Groups) -> Tensor:
-        """The logits with penalties, bias, bans and masks, a copy in float32; else themselves."""
+        """The logits with all edits, a copy in float32; themselves where there are none."""
         if not groups.features & EDITS:
             return logits_SV
         penalty = bool(groups.features & Feature.PENALTY)
@@ -304,6 +305,7 @@ class TritonSampling:
             knobs = rows.knobs
             state = [rows.state_QV, rows.state_slot_S]
             state += _columns(knobs.repetition_S, knobs.frequency_S, knobs.presence_S)
+        previous_S = features_S if rows.previous_S is None else rows.previous_S
         x_SV = torch.empty(logits_SV.shape, dtype=torch.float32, device=logits_SV.device)
         count, vocab = logits_SV.shape
         self._gpu.run(
@@ -315,8 +317,12 @@ class TritonSampling:
             vocab,
             features_S,
             *state,
+            previous_S,
+            rows.watermark.threshold,
+            rows.watermark.delta,
             BLOCK=self._sizes.piece,
             PENALTY=penalty,
+            WATERMARK=bool(groups.features & Feature.WATERMARK),
             warps=4,
         )
         for edit in (rows.bias, rows.banned):
@@ -492,6 +498,7 @@ def _made_up(features: Feature, vocab: int, where: torch.device) -> SampleRows:
             torch.zeros(1, dtype=torch.int64, device=where),
             torch.full((1, -(-vocab // 32)), -1, dtype=torch.int32, device=where),
         ),
+        previous_S=torch.zeros(1, dtype=torch.int64, device=where),
     )
 
 
