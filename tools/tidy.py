@@ -50,7 +50,7 @@ PYTHON_ONLY_IN = {
     r"\.item\(\)|\.tolist\(\)": (
         # slots, sampler and telemetry: columns of a plan, which are numpy on the host already.
         "batch.py", "executor.py", "hub/", "replay.py", "sampler.py", "slots.py", "telemetry.py",
-        "testing/", "wire.py", "weights/",
+        "quant/", "testing/", "wire.py", "weights/",
     ),
 }  # fmt: skip
 RUST_FUNCTION_LINES, PYTHON_FUNCTION_LINES, FILE_LINES = 80, 60, 500

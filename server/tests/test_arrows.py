@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "headrace"
 # What each part of the package may import of the others. What is absent may not exist.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "quantizers": {"errors"},
     "config": {"errors"},
     "device": {"errors", "memory"},
     "native": set(),
@@ -21,11 +22,32 @@ ARROWS: dict[str, set[str]] = {
     "quant": {"ops", "errors"},
     "weights": {"quant", "device", "errors"},
     "layers": {"quant", "ops", "comm", "device", "errors"},
-    "models": {"layers", "weights", "quant", "ops", "comm", "native", "startup", "errors"},
+    "models": {
+        "layers",
+        "weights",
+        "quant",
+        "quantizers",
+        "ops",
+        "comm",
+        "native",
+        "startup",
+        "errors",
+    },
     "kv": {"memory", "errors"},
     "memory": {"errors"},
     "startup": set(),
-    "ahead": {"models", "ops", "comm", "device", "engine", "prepare", "load", "config", "errors"},
+    "ahead": {
+        "models",
+        "ops",
+        "comm",
+        "device",
+        "engine",
+        "prepare",
+        "load",
+        "config",
+        "quantizers",
+        "errors",
+    },
     "hub": {"errors"},
 }
 # May import whatever it tests: nothing that is served imports it (KNOWN_BY).
