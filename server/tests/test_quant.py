@@ -15,7 +15,7 @@ from decoders import PROMPT, load, runner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrace import quant
+from headrace import native, quant
 from headrace.errors import CheckpointError, ConfigError
 from headrace.layers.linear import Linear
 from headrace.models import Decoder, read_scheme
@@ -72,6 +72,18 @@ def test_what_is_written_is_what_the_dequantized_model_writes(tmp_path: Path, na
     expected = [oracle.greedy(prompt, TOKENS) for prompt in PROMPTS]
     for reference in (True, False):
         assert runner(quantized, reference=reference).greedy(PROMPTS, TOKENS) == expected
+
+
+def test_the_native_step_multiplies_codes(tmp_path: Path) -> None:
+    if isinstance(native.load(), str):
+        pytest.skip("the kernel library is not built")
+    quantized, _ = write("awq", tmp_path)
+    model, table = load(quantized)
+    if "int4_matmul" not in {c.op for c in table.choices if c.name == "native"}:
+        pytest.skip("the kernel library has nothing for this CPU")
+    assert model.whole_step is not None
+    ordered, _ = write("gptq-ordered", tmp_path)
+    assert load(ordered)[0].whole_step is None
 
 
 def share(whole_YX: Tensor, layer: str, rank: int, ranks: int) -> Tensor:

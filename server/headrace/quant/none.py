@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class PlainMethod:
     """A packed weight and its bias."""
 
+    order_I = None  # Inputs are multiplied in their own order.
+
     def __init__(self, weight_YX: Tensor, bias_Y: Tensor | None, matmul: MatmulBackend) -> None:
         self.nbytes = weight_YX.nbytes
         self._inputs = weight_YX.shape[1]
