@@ -25,6 +25,8 @@ from headrace.testing.quantized import FORMATS, TINY, write
 from headrace.testing.threads import ThreadComm, run_ranks
 from headrace.testing.tiny import Tiny
 
+# Nothing here is large enough for two threads, which wait for each other on a busy machine.
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = 12
 PROMPTS = [[1, 44, 100, 7], PROMPT]
 

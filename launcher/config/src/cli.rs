@@ -24,6 +24,7 @@ const COMMANDS: &str = "\
 Commands:
   headrace [serve] [OPTIONS]          Serve a model: what this page describes
   headrace download --model-id <ID>   Fetch a model and print where it is
+  headrace quantize MODEL OUT         Make a checkpoint of four bits
   headrace compile --help             Compile a GPU's kernels before a server needs them
   headrace describe --help            Say what a shard of a model would be
   headrace replay --help              Execute plans again that --record-plans wrote
