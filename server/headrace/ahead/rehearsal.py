@@ -103,7 +103,7 @@ def variants_of(
 
 
 def _engine(
-    hf: HfConfig, device: Device, dtype: torch.dtype, place: Place, quantize: str
+    hf: HfConfig, device: Device, dtype: torch.dtype, place: Place, quantize: str = ""
 ) -> Engine:
     table = ops.select(spec_of(hf).op_spec(dtype, place.size), device)
     model = outline_model(hf, device=device, dtype=dtype, comm=place, ops=table, quantize=quantize)

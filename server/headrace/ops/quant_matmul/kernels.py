@@ -30,7 +30,7 @@ def _numbers(codes, values, KIND: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["M"])
-def coded_tiles(
+def coded_tiles_kernel(
     x,
     codes,
     scales,
@@ -107,7 +107,7 @@ def coded_tiles(
 
 
 @triton.jit
-def widen(
+def widen_kernel(
     codes,
     scales,
     zeros,
@@ -123,7 +123,7 @@ def widen(
     BK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """w[N, K] = the weight itself. Arguments as of `coded_tiles`; a program a tile [BN, BK]."""
+    """w[N, K] = the weight itself; a program a tile [BN, BK], arguments as of the kernel above."""
     HALVES: tl.constexpr = KIND <= VALUES4
     PER: tl.constexpr = 2 if HALVES else 1  # pyright: ignore[reportAssignmentType]
     if PDL:

@@ -71,7 +71,7 @@ class TritonCodedMatmul:
         outputs = packed.codes.shape[0]
         y_TY = torch.empty((rows, outputs), dtype=x_TI.dtype, device=x_TI.device)
         self._gpu.run(
-            kernels.coded_tiles,
+            kernels.coded_tiles_kernel,
             (triton.cdiv(outputs, _BLOCK_N),),
             *(x_TI, *_operands(packed), bias_Y, y_TY),
             *(rows, outputs, packed.inputs, packed.scales_YG.shape[1], packed.group),
@@ -91,7 +91,7 @@ class TritonCodedMatmul:
         outputs, block_n, block_k = packed.codes.shape[0], *_WIDEN
         weight_YI = torch.empty((outputs, packed.inputs), dtype=dtype, device=packed.codes.device)
         self._gpu.run(
-            kernels.widen,
+            kernels.widen_kernel,
             (triton.cdiv(outputs, block_n), triton.cdiv(packed.inputs, block_k)),
             *(*_operands(packed), weight_YI),
             *(outputs, packed.inputs, packed.scales_YG.shape[1], packed.group),
