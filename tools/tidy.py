@@ -45,12 +45,12 @@ LICENSES = {
 }  # fmt: skip
 # Words that may stand only in these files of server/headrace (prefixes of paths).
 PYTHON_ONLY_IN = {
-    r"\btorch\.cuda\b": ("device/cuda", "graphs.py", "ops/"),
+    r"\btorch\.cuda\b": ("device/cuda", "graphs.py", "ops/", "quantize/"),
     r"\bos\.environ\b|\bos\.getenv\b": ("config.py", "__main__.py"),
     r"\.item\(\)|\.tolist\(\)": (
         # slots, sampler and telemetry: columns of a plan, which are numpy on the host already.
         "batch.py", "executor.py", "hub/", "replay.py", "sampler.py", "slots.py", "telemetry.py",
-        "testing/", "wire.py", "weights/",
+        "quant/", "quantize/", "testing/", "wire.py", "weights/",
     ),
 }  # fmt: skip
 RUST_FUNCTION_LINES, PYTHON_FUNCTION_LINES, FILE_LINES = 80, 60, 500

@@ -1,4 +1,4 @@
-"""`python -m headrace shard | replay | describe | compile | download`."""
+"""`python -m headrace shard | replay | describe | compile | download | quantize`."""
 
 import argparse
 import json
@@ -17,14 +17,9 @@ from headrace.startup import Phases, open_driver, process_age, read_ahead
 
 def main(argv: list[str]) -> int:
     """Dispatches a subcommand; returns the exit status."""
-    if argv[:1] == ["download"]:
-        from headrace import hub
-
-        return hub.main(argv[1:])
-    if argv[:1] == ["tgi-server"]:
-        from headrace.hub import tgi_server
-
-        return tgi_server.main(argv[1:])
+    own = {"download": _download, "quantize": _quantize, "tgi-server": _tgi_server}
+    if argv and argv[0] in own:
+        return own[argv[0]](argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         if arguments.run is _compile:
@@ -37,6 +32,33 @@ def main(argv: list[str]) -> int:
             print(json.dumps({"event": "fatal", "message": str(error)}), flush=True)
         print(f"headrace: {error}", file=sys.stderr)
         return 1
+
+
+def _download(argv: list[str]) -> int:
+    from headrace import hub
+
+    return hub.main(argv)
+
+
+def _tgi_server(argv: list[str]) -> int:
+    from headrace.hub import tgi_server
+
+    if argv[:1] == ["quantize"]:
+        return _quantize(argv[1:], f"{tgi_server.NAME} quantize")
+    return tgi_server.main(argv)
+
+
+def _quantize(argv: list[str], program: str = "headrace quantize") -> int:
+    from headrace import hub, quantize
+    from headrace.errors import ConfigError
+
+    def folder_of(model: str, revision: str | None) -> Path:
+        try:
+            return hub.resolve(model, revision).path
+        except hub.HubError as error:
+            raise ConfigError(str(error)) from error
+
+    return quantize.main(argv, folder_of, program)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(command)
     command.set_defaults(run=_compile)
     commands.add_parser("download", help="fetch a model's files; see download --help")
+    commands.add_parser("quantize", help="make a checkpoint of four bits; see quantize --help")
     return parser
 
 

@@ -43,6 +43,7 @@ class Model:
     sha: str | None
     path: Path
     load_format: str
+    quantize: str
     tokenizer_config_path: Path | None
     tool_call_parser: str
 

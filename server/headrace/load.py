@@ -16,7 +16,14 @@ from headrace.device import Device, open_device
 from headrace.engine import Engine, GraphInputs
 from headrace.errors import ConfigError
 from headrace.kv import KvLayout
-from headrace.models import Decoder, ModelSpec, begin_loading, load_model, read_spec
+from headrace.models import (
+    Decoder,
+    ModelSpec,
+    begin_loading,
+    load_model,
+    read_scheme,
+    read_spec,
+)
 from headrace.ops import sampling
 from headrace.startup import Phases
 
@@ -55,16 +62,27 @@ def load_engine(
     log.info("device %s, %d threads", device.name, device.threads)
     dtype = _choose_dtype(serve, device, spec)
     folder, load_format = serve.model.path, serve.model.load_format
+    quantize = serve.model.quantize
+    scheme = read_scheme(folder, quantize)
+    if scheme.name != "none":
+        log.info("weights %s, %s", scheme.name, "on load" if scheme.on_load else "as stored")
     with phases("plan of the reads"):
         # The weights come while the ranks find each other and the operations are loaded.
         loading = begin_loading(
-            folder, device=device, dtype=dtype, rank=rank, ranks=ranks, load_format=load_format
+            folder,
+            device=device,
+            dtype=dtype,
+            rank=rank,
+            ranks=ranks,
+            load_format=load_format,
+            quantize=quantize,
         )
     with phases("group"):
         timeout_s = serve.engine.prepare_deadline_ms / 1000
         comm = join_group(device, rank, ranks, shard.rendezvous, timeout_s)
     with phases("operations"):
-        table = ops.select(spec.op_spec(dtype, ranks), device, serve.device.reference_ops)
+        op_spec = spec.op_spec(dtype, ranks, scheme)
+        table = ops.select(op_spec, device, serve.device.reference_ops)
     for line in table.table().splitlines():
         log.info("%s", line)
     model = load_model(
@@ -74,6 +92,7 @@ def load_engine(
         comm=comm,
         ops=table,
         load_format=load_format,
+        quantize=quantize,
         loading=loading,
         phases=phases,
     )
@@ -154,6 +173,7 @@ def engine_of(
 def describe(serve: Serve) -> dict[str, str | int]:
     """The facts of the model and of what it would run on, without loading it."""
     spec = read_spec(serve.model.path)
+    scheme = read_scheme(serve.model.path, serve.model.quantize)
     ranks = len(serve.shards)
     device = open_device(serve.device.kind, 0, serve.device.threads, ranks)
     dtype = _choose_dtype(serve, device, spec)
@@ -163,6 +183,7 @@ def describe(serve: Serve) -> dict[str, str | int]:
         "architecture": spec.architecture,
         "device": device.name,
         "dtype": str(dtype).removeprefix("torch."),
+        "weights": scheme.name,
         "ranks": ranks,
         "layers": spec.layers,
         "heads": spec.heads,

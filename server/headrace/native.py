@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-VERSION = 2  # of the interface; kernels.h counts its changes
+VERSION = 3  # of the interface; kernels.h counts its changes
 LIBRARY = Path(__file__).parent / "_native" / "libheadrace_kernels.so"
 
 
@@ -60,7 +60,7 @@ class LinearCall(Structure):
         ("outputs", c_int64),
         ("inputs", c_int64),
         ("type", c_int32),
-        ("reserved", c_int32),
+        ("group", c_int32),
     ]
 
 
@@ -119,7 +119,9 @@ class StepCall(Structure):
     ]
 
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+# Of weights, 2 are codes of four bits and 3 of eight.
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float8_e4m3fn: 4, torch.float8_e5m2: 5}
+CODES_4, CODES_8 = 2, 3
 
 
 def type_of(dtype: torch.dtype) -> int:
@@ -147,7 +149,9 @@ class Kernels:
         self.release = function("release", None, p)
         self.packed_bytes = function("packed_bytes", i64, i64, i64, i32)
         self.pack = function("pack", None, p, i32, i64, p, i64, i64, i32, p)
-        self.matmul = function("matmul", None, p, i32, i64, i64, p, i32, i64, i64, p, p)
+        self.coded_bytes = function("coded_bytes", i64, i64, i64, i64, i32)
+        self.pack_codes = function("pack_codes", None, p, p, p, p, i64, i64, i64, i32, p)
+        self.matmul = function("matmul", None, p, i32, i64, i64, p, i32, i64, i64, i64, p, p)
         self.rms_norm = function("rms_norm", None, p, p, p, c_float, i32, i64, i64, p)
         self.silu_mul = function("silu_mul", None, p, i32, i64, i64, p)
         self.rope_and_kv_write = function(

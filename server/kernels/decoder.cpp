@@ -34,7 +34,8 @@ struct Workspace {
 long aligned(long bytes) { return (bytes + 63) / 64 * 64; }
 
 Weight weight_of(const KernelsLinear& linear) {
-  return Weight{linear.weight, DType(linear.type), long(linear.outputs), long(linear.inputs)};
+  return Weight{linear.weight, DType(linear.type), long(linear.outputs), long(linear.inputs),
+                long(linear.group)};
 }
 
 class Run {

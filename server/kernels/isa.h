@@ -5,6 +5,11 @@
 // Packed weights: panels of PANEL output columns, padded with zeros. Within a panel bf16 weights lie
 // as [K/2][PANEL] pairs (k even in the lower half of a 32-bit lane, k odd in the upper), float32
 // weights as [K][PANEL]. K is padded to even in bf16.
+//
+// Coded weights begin with 16 values, what codes of four bits stand for. A panel is [G][PANEL]
+// scales and as many zero points, in float32, and then its codes: [K][PANEL] bytes, or of four bits
+// [K][PANEL / 2], outputs 0 to 15 in the lower halves and 16 to 31 in the upper ones. A weight is
+// (value of its code - zero point) * scale.
 
 #pragma once
 
@@ -15,7 +20,7 @@ namespace headrace {
 
 constexpr int PANEL = 32;
 
-enum DType : int32_t { F32 = 0, BF16 = 1 };
+enum DType : int32_t { F32 = 0, BF16 = 1, CODE4 = 2, CODE8 = 3, E4M3 = 4, E5M2 = 5 };
 
 inline long size_of(DType type) { return type == BF16 ? 2 : 4; }
 
@@ -24,9 +29,33 @@ struct Weight {
   DType type;
   long n;  // outputs
   long k;  // inputs
+  long group = 0;  // inputs that share a scale, of coded weights
 
+  bool coded() const { return type >= CODE4; }
+  long groups() const { return (k + group - 1) / group; }
   long panels() const { return (n + PANEL - 1) / PANEL; }
-  long panel_bytes() const { return type == BF16 ? (k + 1) / 2 * 4 * PANEL : k * 4 * PANEL; }
+  long panel_bytes() const {
+    if (coded()) {
+      const long codes = type == CODE4 ? k * PANEL / 2 : k * PANEL;
+      return groups() * 2 * 4 * PANEL + (codes + 63) / 64 * 64;
+    }
+    return type == BF16 ? (k + 1) / 2 * 4 * PANEL : k * 4 * PANEL;
+  }
+  long header_bytes() const { return coded() ? CODED_HEADER : 0; }
+  long bytes() const { return header_bytes() + panels() * panel_bytes(); }
+
+  static constexpr long CODED_HEADER = 64;
+};
+
+// One panel of a coded weight.
+struct Codes {
+  DType type;
+  long k;
+  long group;
+  const float* values;  // of CODE4; null: a code is its number
+  const float* scales;  // [G][PANEL]
+  const float* zeros;
+  const uint8_t* codes;
 };
 
 // out[rows][PANEL] (+)= a[rows][k] · panel
@@ -124,6 +153,13 @@ struct Isa {
   void (*tile_bf_bf)(long rows, const Tile& tile);
   void (*tile_f_bf)(long rows, const Tile& tile);
   void (*tile_f_f)(long rows, const Tile& tile);
+  // The panel's weights of the inputs first..last, as a panel of `to` (F32 or BF16), in `out`; an odd
+  // number of them is filled up with zeros in BF16.
+  void (*widen)(const Codes& codes, long first, long last, DType to, void* out);
+  // out[rows][PANEL] = x[rows][k] · panel, for so few rows that the codes are better multiplied as
+  // they are; null where they are not.
+  int few_max;
+  void (*few)(const Codes& codes, const void* x, DType x_type, long ldx, long rows, float* out);
   // `up`: the tile of the second half, of SILU_MUL.
   void (*sink)(const Sink& sink, const float* tile, const float* up, long rows, long row,
                long column, long columns);

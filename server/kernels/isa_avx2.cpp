@@ -1,4 +1,4 @@
-// The kernels for CPUs with AVX2 and FMA.
+// The kernels for CPUs with AVX2, FMA and F16C.
 
 #include "isa.h"
 #include "pool.h"
@@ -11,13 +11,13 @@
 #define KERNELS_NAME "avx2"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), \
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), \
                              apply_to = function)
 #else
 // GCC 12 warns of its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "isa_body.h"

@@ -8,6 +8,7 @@ namespace headrace {
 namespace {
 
 #include "isa_matmul.h"
+#include "isa_codes.h"
 #include "isa_rows.h"
 #include "isa_attention.h"
 
@@ -19,6 +20,9 @@ const Isa TABLE = {
     KERNELS_LEVEL >= 3 ? tile_bf_bf : nullptr,
     tile_f_bf,
     tile_f_f,
+    widen,
+    FEW_MAX,
+    few,
     sink,
     convert,
     rms_norm,

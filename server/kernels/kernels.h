@@ -1,6 +1,7 @@
 // The C interface of the CPU kernels, as headrace/native.py calls it.
 //
-// Types are DType (0 float32, 1 bfloat16). Pointers are to host memory that stays for the call;
+// Types are DType (0 float32, 1 bfloat16; of weights 2 codes of four bits, 3 of eight, 4 float8 e4m3,
+// 5 float8 e5m2, which have scales for groups of inputs). Pointers are to host memory that stays for the call;
 // nothing is checked here: the Python side has. One call at a time computes: others wait.
 
 #pragma once
@@ -11,7 +12,7 @@
 #define KERNELS_API extern "C" __attribute__((visibility("default")))
 
 // Counts changes of this interface; the Python side refuses another number.
-constexpr int32_t KERNELS_VERSION = 2;
+constexpr int32_t KERNELS_VERSION = 3;
 
 KERNELS_API int32_t kernels_version();
 // Levels of instruction sets: 0 baseline, 1 avx2, 2 avx512, 3 avx512bf16.
@@ -28,10 +29,19 @@ KERNELS_API int64_t kernels_packed_bytes(int64_t n, int64_t k, int32_t type);
 KERNELS_API void kernels_pack(const void* from, int32_t from_type, int64_t ld, const int64_t* rows,
                               int64_t n, int64_t k, int32_t type, void* to);
 
+// Coded weights: codes [n][k] bytes, or of four bits [n][k / 2], input 2 j in the lower half of byte j;
+// scales [n][ceil(k / group)], zeros as many (null: all zero), values 16 (null: codes are numbers).
+// A group has an even number of inputs, or there is only one.
+KERNELS_API int64_t kernels_coded_bytes(int64_t n, int64_t k, int64_t group, int32_t type);
+KERNELS_API void kernels_pack_codes(const void* codes, const float* scales, const float* zeros,
+                                    const float* values, int64_t n, int64_t k, int64_t group,
+                                    int32_t type, void* to);
+
 // y[m][n] = x[m][k] · weight.T + bias; y and bias in x's type, ldx elements from row to row of x.
+// `group`: of a coded weight, else 0.
 KERNELS_API void kernels_matmul(const void* x, int32_t x_type, int64_t ldx, int64_t m,
                                 const void* weight, int32_t weight_type, int64_t n, int64_t k,
-                                const void* bias, void* y);
+                                int64_t group, const void* bias, void* y);
 
 // One type for all of x, residual, weight, y. Without residual (null) y = norm(x); with it
 // residual += x, y = norm(residual).
@@ -74,7 +84,7 @@ struct KernelsLinear {
   int64_t outputs;
   int64_t inputs;
   int32_t type;
-  int32_t reserved;
+  int32_t group;  // of a coded weight
 };
 
 struct KernelsLayer {

@@ -9,6 +9,80 @@ namespace headrace {
 namespace {
 constexpr int ROWS_MOST = 12;           // of any level's tiles
 constexpr long PREFETCH_BYTES = 16384;  // of the next weight, by each thread
+// Of a coded weight: inputs that are widened at once, and rows that share them.
+constexpr long STRIP = 128;
+constexpr long STRIP_ROWS = 96;
+// Reading codes so many times is faster than widening them once.
+constexpr long FEW_TIMES = 3;
+
+Codes codes_of(const Weight& weight, long panel) {
+  const char* base = static_cast<const char*>(weight.data);
+  const float* values = reinterpret_cast<const float*>(base);
+  const char* at = base + weight.header_bytes() + panel * weight.panel_bytes();
+  const float* scales = reinterpret_cast<const float*>(at);
+  const float* zeros = scales + weight.groups() * PANEL;
+  const auto* codes = reinterpret_cast<const uint8_t*>(zeros + weight.groups() * PANEL);
+  // Codes that are their own numbers have no values: all of them are zero.
+  bool numbers = true;
+  for (int i = 0; i < 16; i++) numbers = numbers && values[i] == 0;
+  const float* table = weight.type != CODE4 || numbers ? nullptr : values;
+  return Codes{weight.type, weight.k, weight.group, table, scales, zeros, codes};
+}
+
+// x · panel.T in `out`, of up to STRIP_ROWS rows from `row` on.
+void coded_panel(const Isa& with, const Matrix& x, const Codes& codes, long row, long rows,
+                 float* out) {
+  const long size = size_of(x.type);
+  const char* from = static_cast<const char*>(x.data) + row * x.stride * size;
+  if (rows <= FEW_TIMES * with.few_max) {
+    for (long done = 0, some; done < rows; done += some) {
+      some = rows - done < with.few_max ? rows - done : with.few_max;
+      with.few(codes, from + done * x.stride * size, x.type, x.stride, some, out + done * PANEL);
+    }
+    return;
+  }
+  alignas(64) float strip[STRIP * PANEL];
+  const auto run = x.type == BF16 ? with.tile_bf_bf : with.tile_f_f;
+  const long tiles = (rows + with.rows_max - 1) / with.rows_max;
+  for (long first = 0; first < codes.k; first += STRIP) {
+    const long last = first + STRIP < codes.k ? first + STRIP : codes.k;
+    with.widen(codes, first, last, x.type, strip);
+    Tile tile{};
+    tile.lda = x.stride;
+    tile.panel = strip;
+    tile.k = x.type == BF16 ? (last - first + 1) / 2 * 2 : last - first;
+    tile.ldo = PANEL;
+    tile.accumulate = first > 0;
+    tile.prefetch = reinterpret_cast<const char*>(out);
+    for (long t = 0, done = 0; t < tiles; t++) {
+      const long some = rows * (t + 1) / tiles - done;
+      tile.a = from + (done * x.stride + first) * size;
+      tile.out = out + done * PANEL;
+      run(some, tile);
+      done += some;
+    }
+  }
+}
+
+void coded_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink,
+                  const Weight* next) {
+  const Isa& with = isa();
+  const bool pairs = sink.then == SILU_MUL;
+  const long columns_all = pairs ? weight.n / 2 : weight.n;
+  team.for_each((columns_all + PANEL - 1) / PANEL, [&](long panel) {
+    alignas(64) float out[STRIP_ROWS * PANEL], up[STRIP_ROWS * PANEL];
+    const Codes codes = codes_of(weight, panel);
+    const long column = panel * PANEL;
+    const long columns = columns_all - column < PANEL ? columns_all - column : PANEL;
+    for (long row = 0; row < x.rows; row += STRIP_ROWS) {
+      const long rows = x.rows - row < STRIP_ROWS ? x.rows - row : STRIP_ROWS;
+      coded_panel(with, x, codes, row, rows, out);
+      if (pairs)
+        coded_panel(with, x, codes_of(weight, panel + columns_all / PANEL), row, rows, up);
+      with.sink(sink, out, up, rows, row, column, columns);
+    }
+  }, [&] { prefetch_share(team, next); });
+}
 }
 
 void prefetch_share(const Team& team, const Weight* weight) {
@@ -21,6 +95,7 @@ void prefetch_share(const Team& team, const Weight* weight) {
 void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink,
                  const Weight* next) {
   if (x.rows == 0) return;  // a chunk in the middle of a prompt wants no logits
+  if (weight.coded()) return coded_matmul(team, x, weight, sink, next);
   const Isa& with = isa();
   const auto run = x.type == BF16        ? with.tile_bf_bf
                    : weight.type == BF16 ? with.tile_f_bf
@@ -79,6 +154,40 @@ void pack_weight(const void* from, DType from_type, long ld, const int64_t* rows
         const long steps = weight.type == BF16 ? (weight.k + 1) / 2 : weight.k;
         for (long k = 0; k < steps; k++)
           std::memcpy(out + (k * PANEL + c) * 4, line + k * 4, 4);
+      }
+    });
+  };
+  run_team(body);
+}
+
+void pack_codes(const uint8_t* codes, const float* scales, const float* zeros, const float* values,
+                const Weight& weight, void* to) {
+  char* header = static_cast<char*>(to);
+  std::memset(header, 0, size_t(weight.header_bytes()));
+  if (values != nullptr) std::memcpy(header, values, 16 * sizeof(float));
+  const long groups = weight.groups(), width = weight.type == CODE4 ? weight.k / 2 : weight.k;
+  auto body = [&](Team& team) {
+    team.for_each(weight.panels(), [&](long panel) {
+      char* out = header + weight.header_bytes() + panel * weight.panel_bytes();
+      std::memset(out, 0, size_t(weight.panel_bytes()));
+      float* scale = reinterpret_cast<float*>(out);
+      float* zero = scale + groups * PANEL;
+      auto* packed = reinterpret_cast<uint8_t*>(zero + groups * PANEL);
+      for (long c = 0; c < PANEL && panel * PANEL + c < weight.n; c++) {
+        const long n = panel * PANEL + c;
+        for (long g = 0; g < groups; g++) {
+          scale[g * PANEL + c] = scales[n * groups + g];
+          if (zeros != nullptr) zero[g * PANEL + c] = zeros[n * groups + g];
+        }
+        const uint8_t* row = codes + n * width;
+        if (weight.type != CODE4) {
+          for (long k = 0; k < weight.k; k++) packed[k * PANEL + c] = row[k];
+          continue;
+        }
+        for (long k = 0; k < weight.k; k++) {
+          const uint8_t code = k % 2 == 0 ? row[k / 2] & 15 : row[k / 2] >> 4;
+          packed[k * (PANEL / 2) + c % (PANEL / 2)] |= c < PANEL / 2 ? code : uint8_t(code << 4);
+        }
       }
     });
   };

@@ -42,23 +42,35 @@ void* kernels_allocate(size_t bytes) { return allocate(bytes); }
 void kernels_release(void* memory) { release(memory); }
 
 int64_t kernels_packed_bytes(int64_t n, int64_t k, int32_t type) {
-  const Weight weight{nullptr, DType(type), n, k};
+  const Weight weight{nullptr, DType(type), n, k, 0};
   return weight.panels() * weight.panel_bytes();
+}
+
+int64_t kernels_coded_bytes(int64_t n, int64_t k, int64_t group, int32_t type) {
+  return Weight{nullptr, DType(type), n, k, group}.bytes();
+}
+
+void kernels_pack_codes(const void* codes, const float* scales, const float* zeros,
+                        const float* values, int64_t n, int64_t k, int64_t group, int32_t type,
+                        void* to) {
+  const Weight weight{to, DType(type), n, k, group};
+  pack_codes(static_cast<const uint8_t*>(codes), scales, zeros, values, weight, to);
 }
 
 void kernels_pack(const void* from, int32_t from_type, int64_t ld, const int64_t* rows, int64_t n,
                   int64_t k, int32_t type, void* to) {
-  pack_weight(from, DType(from_type), ld, rows, Weight{to, DType(type), n, k}, to);
+  pack_weight(from, DType(from_type), ld, rows, Weight{to, DType(type), n, k, 0}, to);
 }
 
 void kernels_matmul(const void* x, int32_t x_type, int64_t ldx, int64_t m, const void* weight,
-                    int32_t weight_type, int64_t n, int64_t k, const void* bias, void* y) {
-  const Weight packed{weight, DType(weight_type), n, k};
+                    int32_t weight_type, int64_t n, int64_t k, int64_t group, const void* bias,
+                    void* y) {
+  const Weight packed{weight, DType(weight_type), n, k, group};
   const Sink sink{STORE, y, n, DType(x_type), bias, DType(x_type), 0};
   Matrix from{x, DType(x_type), ldx, m};
   // bf16 is taken as it is where it can be multiplied with bf16, in whole pairs; else widened.
-  const bool dot = isa().bf16_dot && weight_type == BF16 && x_type == BF16;
-  const bool direct = dot ? k % 2 == 0 : x_type == F32 && (weight_type == F32 || k % 2 == 0);
+  const bool dot = isa().bf16_dot && weight_type != F32 && x_type == BF16;
+  const bool direct = dot ? k % 2 == 0 : x_type == F32 && (weight_type != BF16 || k % 2 == 0);
   const DType type = dot ? BF16 : F32;
   const int64_t wide = (k + 1) / 2 * 2;
   static thread_local std::vector<char> widened;

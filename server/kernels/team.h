@@ -16,7 +16,7 @@ struct Matrix {
 };
 
 // sink.y = x · weight.T, then what the sink says. Types of x and weight: bf16 by bf16 only where
-// isa().bf16_dot; float32 by either. K is even where the weight is bf16. SILU_MUL: the gate has a
+// isa().bf16_dot; float32 by either; coded weights by both. K is even where the weight is bf16. SILU_MUL: the gate has a
 // multiple of PANEL outputs. `next` (may be null) is the weight of the next product: who waits for
 // the others brings the start of his share of it into the cache.
 void team_matmul(Team& team, const Matrix& x, const Weight& weight, const Sink& sink,
@@ -28,6 +28,11 @@ void prefetch_share(const Team& team, const Weight* weight);
 // (null: row n).
 void pack_weight(const void* from, DType from_type, long ld, const int64_t* rows,
                  const Weight& weight, void* to);
+
+// `to` is weight.bytes() long. codes: [n][k] bytes, or of CODE4 [n][k / 2], input 2 j in the lower half
+// of byte j; scales: [n][G]; zeros: as many (null: all zero); values: 16 (null: codes are numbers).
+void pack_codes(const uint8_t* codes, const float* scales, const float* zeros, const float* values,
+                const Weight& weight, void* to);
 
 // The rows of a step, and how their attention is cut into pieces.
 struct AttentionStep {

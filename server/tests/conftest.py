@@ -1,6 +1,7 @@
 """Triton kernels run in Triton's interpreter where there is no CUDA device to run them on."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,3 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Loops of PyTorch in one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,7 +8,7 @@ import torch
 
 from headrace.comm import Comm, SingleComm
 from headrace.device.cpu import CpuDevice
-from headrace.models import Decoder, load_model, read_spec
+from headrace.models import Decoder, load_model, read_scheme, read_spec
 from headrace.ops import OpTable, select
 from headrace.testing.paged import PagedRunner
 
@@ -22,13 +22,21 @@ def load(
     comm: Comm | None = None,
     reference: bool = False,
     load_format: str = "auto",
+    quantize: str = "",
 ) -> tuple[Decoder, OpTable]:
     """Loads a rank of a folder's model on one thread, and the ops it was loaded with."""
     comm = comm or SingleComm()
     device = CpuDevice(threads=1)
-    ops = select(read_spec(folder).op_spec(dtype, comm.size), device, reference)
+    scheme = read_scheme(folder, quantize)
+    ops = select(read_spec(folder).op_spec(dtype, comm.size, scheme), device, reference)
     model = load_model(
-        folder, device=device, dtype=dtype, comm=comm, ops=ops, load_format=load_format
+        folder,
+        device=device,
+        dtype=dtype,
+        comm=comm,
+        ops=ops,
+        load_format=load_format,
+        quantize=quantize,
     )
     return model, ops
 
@@ -41,9 +49,17 @@ def runner(
     reference: bool = False,
     block_tokens: int = 16,
     load_format: str = "auto",
+    quantize: str = "",
 ) -> PagedRunner:
     """Loads a rank and gives it a pool full of NaN."""
-    model, ops = load(folder, dtype=dtype, comm=comm, reference=reference, load_format=load_format)
+    model, ops = load(
+        folder,
+        dtype=dtype,
+        comm=comm,
+        reference=reference,
+        load_format=load_format,
+        quantize=quantize,
+    )
     return PagedRunner(
         model,
         ops,

@@ -32,6 +32,17 @@ from headrace.warm import VARIANTS
 from headrace.wire import Plan, Result, Sampling
 
 HOPPER = (9, 0)
+CODED: dict[str, dict[str, Any]] = {
+    "nf4": {"quantize": "bitsandbytes-nf4"},
+    "int8": {"quantize": "eetq"},
+    "fp8": {"quantize": "fp8"},
+    "gptq": {
+        "model": {
+            "quantization_config": {"quant_method": "gptq", "group_size": 32, "desc_act": True}
+        },
+    },
+    "awq": {"model": {"quantization_config": {"quant_method": "awq", "group_size": 32}}},
+}
 QUICK = ("rms_norm_kernel", "silu_mul_kernel", "decode_inputs_kernel")
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -141,6 +152,10 @@ def main() -> None:
         "group": sorted(
             {line.split()[0] for line in recorded(ranks=2)} - {v.name for v in variants}
         ),
+        "coded": {
+            name: sorted({line.split()[0] for line in recorded(**how)} - {v.name for v in variants})
+            for name, how in CODED.items()
+        },
         "more layers": recorded(model={"num_hidden_layers": 40}) == recorded(),
         "ampere": [line for line in recorded(capability=(8, 0)) if '"launch_pdl": true' in line],
     }

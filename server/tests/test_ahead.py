@@ -70,6 +70,12 @@ def test_a_rehearsal_of_a_group_finds_what_sums_over_ranks(told: dict[str, Any])
     assert told["group"] == names
 
 
+def test_a_rehearsal_finds_what_multiplies_codes(told: dict[str, Any]) -> None:
+    assert len(told["coded"]) == 5
+    for names in told["coded"].values():
+        assert names == ["coded_tiles_kernel", "widen_kernel"]
+
+
 def test_rehearsals_agree_and_layers_of_a_kind_count_once(told: dict[str, Any]) -> None:
     assert told["again"] and told["more layers"]
 
@@ -136,6 +142,7 @@ def test_whatever_decides_the_kernels_changes_the_mark(monkeypatch: pytest.Monke
             wanted(capability=(8, 0)),
             wanted(ranks=2),
             wanted(dtype="float16"),
+            wanted(quantize="fp8"),
             wanted(block_tokens=32),
             wanted(running_max=64),
             wanted(step_tokens_max=512),
@@ -146,7 +153,7 @@ def test_whatever_decides_the_kernels_changes_the_mark(monkeypatch: pytest.Monke
     names.add(wanted().name())
     monkeypatch.setattr(stamp, "_sources", lambda: "other kernels")
     names.add(wanted().name())
-    assert len(names) == 11
+    assert len(names) == 12
     assert Wanted.decode(wanted().encode()) == wanted()
 
 

@@ -28,6 +28,7 @@ def example() -> dict[str, Any]:
             "sha": None,
             "path": "/models/some",
             "load_format": "auto",
+            "quantize": "",
             "tokenizer_config_path": None,
             "tool_call_parser": "auto",
         },

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headrace import quant
 from headrace.comm import SingleComm
 from headrace.device.cpu import CpuDevice
 from headrace.device.weights import HostStager, WeightStager
@@ -76,7 +75,7 @@ def wanted(folder: Path, dtype: torch.dtype, rank: int = 0, ranks: int = 1) -> t
     spec = read_spec(folder)
     module = import_module(f"headrace.models.{ARCHITECTURES[spec.architecture]}")
     table = select(spec.op_spec(dtype, ranks), CpuDevice(1), reference=True)
-    build = Build(table, Rank(rank, ranks), dtype, quant.detect({}))
+    build = Build(table, Rank(rank, ranks), dtype)
     names = module.NAMES.tie() if spec.tied else module.NAMES
     return list_wants(Decoder(build, spec, module.RECIPE), names), names
 

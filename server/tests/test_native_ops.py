@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headrace import native
-from headrace.native import Isa, Kernels
+from headrace.native import Isa, Kernels, type_of
 from headrace.ops.matmul.native import NativeMatmul
 from headrace.ops.paged_attention import StepShape
 from headrace.ops.paged_attention.native import NativeAttention
@@ -95,7 +95,7 @@ def test_float32_weights_that_are_bfloat16_are_kept_so_and_lose_nothing(kernels:
     rounded_YX = random(70, 200, dtype=torch.bfloat16, seed=1).float()
     matmul = NativeMatmul(kernels)
     narrow, wide = matmul.pack(rounded_YX), matmul.pack(rounded_YX + 1e-4)
-    assert (narrow.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+    assert (narrow.type, wide.type) == (type_of(torch.bfloat16), type_of(torch.float32))
     expected_TY = x_TX.double() @ rounded_YX.double().T
     assert_near(matmul.apply(x_TX, narrow, None), expected_TY, torch.float32)
 

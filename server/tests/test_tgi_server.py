@@ -29,7 +29,6 @@ def test_weights_are_downloaded_and_the_folder_told(
         (("download-weights", "m", "--merge-lora"), "LoRA"),
         (("download-weights", "m", "--no-auto-convert"), "--no-auto-convert"),
         (("serve", "m"), "text-generation-launcher"),
-        (("quantize", "m", "out"), "not there yet"),
         (("sreve",), "no command `sreve`"),
     ],
 )

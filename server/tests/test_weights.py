@@ -217,12 +217,6 @@ def test_configs_that_cannot_be_served_are_refused_with_the_key(tmp_path: Path, 
     assert str(caught.value).startswith(str(folder / "config.json"))
 
 
-def test_quantized_checkpoints_are_refused_by_method(tmp_path: Path) -> None:
-    folder = Tiny(config={"quantization_config": {"quant_method": "gptq"}}).write(tmp_path)
-    with pytest.raises(ConfigError, match=r"quant_method is 'gptq'; only checkpoints that are"):
-        load(folder)
-
-
 def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no config.json: is it a model\?"):
         read_spec(tmp_path)

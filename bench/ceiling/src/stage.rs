@@ -155,6 +155,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             sha: None,
             path: folder.into(),
             load_format: "dummy".into(),
+            quantize: String::new(),
             tokenizer_config_path: None,
             tool_call_parser: "auto".into(),
         },

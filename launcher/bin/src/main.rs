@@ -64,7 +64,9 @@ fn main() -> ExitCode {
         Some("bench") if !called_launcher => {
             ExitCode::from(headrace_bench::run(&argv[2..], programs))
         }
-        Some("shard" | "download" | "compile" | "replay" | "describe") if !called_launcher => {
+        Some("shard" | "download" | "quantize" | "compile" | "replay" | "describe")
+            if !called_launcher =>
+        {
             python(&argv[1..])
         }
         Some(word) if word != "serve" && !word.starts_with('-') => fail(

@@ -24,6 +24,7 @@ const COMMANDS: &str = "\
 Commands:
   headrace [serve] [OPTIONS]          Serve a model: what this page describes
   headrace download --model-id <ID>   Fetch a model and print where it is
+  headrace quantize MODEL OUT         Make a checkpoint of four bits
   headrace compile --help             Compile a GPU's kernels before a server needs them
   headrace describe --help            Say what a shard of a model would be
   headrace replay --help              Execute plans again that --record-plans wrote
@@ -46,7 +47,7 @@ or SM. COMPUTE_TYPE is what the header x-compute-type says.
 Flags of TGI that are taken and without effect here: --trust-remote-code, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs other than 0, \
 --disable-custom-kernels, --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
-refused: --quantize, --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
+refused: --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
 --rope-factor, --ngrok, and --speculate with more than 0.";
 
 /// The command line of `headrace serve`.
@@ -103,6 +104,11 @@ pub struct ModelArgs {
     /// Where weights come from: dummy makes random ones of the right shapes, to measure speed
     #[arg(long, env = "HEADRACE_LOAD_FORMAT", value_name = "auto|dummy", hide_possible_values = true, value_enum, default_value_t = LoadFormat::Auto)]
     pub load_format: LoadFormat,
+    /// Format of a checkpoint that is quantized, which config.json names as well; or what a
+    /// checkpoint of 16 bits is quantized to when it is loaded: fp8, eetq and bitsandbytes (8 bits),
+    /// bitsandbytes-nf4 and bitsandbytes-fp4 (4 bits)
+    #[arg(long, env = "QUANTIZE", value_name = "FORMAT", value_enum)]
+    pub quantize: Option<Quantize>,
     /// Format that the model writes calls of tools in; auto asks its chat template, none leaves
     /// them in the text
     #[arg(long, env = "HEADRACE_TOOL_CALL_PARSER", value_name = "auto|llama3-json|pythonic|hermes|mistral|qwen3_coder|deepseek_v3|deepseek_v31|json|none", hide_possible_values = true, value_enum, default_value_t = ToolCallParser::Auto)]
@@ -383,6 +389,24 @@ pub enum Dtype {
     Float32,
     Bfloat16,
     Float16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Quantize {
+    Gptq,
+    Awq,
+    CompressedTensors,
+    Fp8,
+    Eetq,
+    Bitsandbytes,
+    BitsandbytesNf4,
+    BitsandbytesFp4,
+    /// Refused
+    #[value(hide = true)]
+    Exl2,
+    /// Refused
+    #[value(hide = true)]
+    Marlin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -15,9 +15,6 @@ use crate::resolve::ConfigError;
     reason = "each is a switch of TGI's command line"
 )]
 pub struct CompatArgs {
-    /// Not supported yet: on-the-fly quantization
-    #[arg(long, hide = true, env = "QUANTIZE", value_name = "FORMAT")]
-    pub quantize: Option<String>,
     /// Not supported yet: an 8-bit KV cache
     #[arg(long, hide = true, env = "KV_CACHE_DTYPE", value_name = "DTYPE")]
     pub kv_cache_dtype: Option<String>,
@@ -98,16 +95,16 @@ pub(crate) const IGNORED_VARIABLES: [(&str, &str); 13] = [
     ("ROCM_USE_SKINNY_GEMM", NO_ROCM),
     ("PYTORCH_TUNABLEOP_ENABLED", NO_ROCM),
     ("XPU_MEMORY_FRACTION", "there is no path for Intel's GPUs"),
-    ("EXLLAMA_VERSION", NOT_QUANTIZED),
-    ("DISABLE_EXLLAMA", NOT_QUANTIZED),
-    ("USE_CUTLASS_W8A8", NOT_QUANTIZED),
+    ("EXLLAMA_VERSION", KERNELS),
+    ("DISABLE_EXLLAMA", KERNELS),
+    ("USE_CUTLASS_W8A8", KERNELS),
     ("MAX_IMAGE_FETCH_SIZE", "no images yet"),
     ("LOG_COLORIZE", "logs are coloured on terminals only"),
     ("LOG_FORMAT", "--json-output is the other format"),
 ];
 const CHOSEN: &str = "the attention backend is chosen by device and model";
 const NO_ROCM: &str = "there is no path for AMD's GPUs";
-const NOT_QUANTIZED: &str = "no quantized weights yet";
+const KERNELS: &str = "the kernels of quantized weights are chosen by device and format";
 
 // === impl CompatArgs ===
 
@@ -115,11 +112,6 @@ impl CompatArgs {
     /// Refuses what would change answers.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let refused = [
-            (
-                "--quantize",
-                self.quantize.is_some(),
-                "on-the-fly quantization is",
-            ),
             (
                 "--kv-cache-dtype",
                 self.kv_cache_dtype

@@ -57,6 +57,8 @@ pub struct Model {
     pub path: PathBuf,
     /// `auto` reads safetensors, `dummy` makes random weights of the right shapes.
     pub load_format: String,
+    /// Format of the weights, in TGI's word; empty for whatever the checkpoint is.
+    pub quantize: String,
     /// Replaces the folder's `tokenizer_config.json`, when given.
     pub tokenizer_config_path: Option<PathBuf>,
     /// `auto`, the name of a format of tool calls, or `none`.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{DeviceKind, Dtype, LoadFormat, ToolCallParser, Typed};
+use crate::cli::{DeviceKind, Dtype, LoadFormat, Quantize, ToolCallParser, Typed};
 use crate::machine::Machine;
 use crate::{Device, Engine, Http, Model, Requests, Serve, Telemetry, Watermark};
 
@@ -84,6 +84,12 @@ pub enum ConfigError {
     Empty { flag: &'static str },
     #[error("--tokenizer-config-path: {path} is no file")]
     NoSuchFile { path: PathBuf },
+    #[error(
+        "--quantize {format} is not served: take a checkpoint in the format of gptq, awq, \
+         compressed-tensors or fp8, or quantize one of 16 bits when it is loaded, by --quantize \
+         fp8, eetq, bitsandbytes, bitsandbytes-nf4 or bitsandbytes-fp4"
+    )]
+    NotServed { format: &'static str },
     #[error("{flag}: {what} not supported yet; start without it")]
     Unsupported {
         flag: &'static str,
@@ -252,6 +258,19 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
         LoadFormat::Auto => "auto",
         LoadFormat::Dummy => "dummy",
     };
+    let quantize = match model.quantize {
+        None => "",
+        Some(Quantize::Gptq) => "gptq",
+        Some(Quantize::Awq) => "awq",
+        Some(Quantize::CompressedTensors) => "compressed-tensors",
+        Some(Quantize::Fp8) => "fp8",
+        Some(Quantize::Eetq) => "eetq",
+        Some(Quantize::Bitsandbytes) => "bitsandbytes",
+        Some(Quantize::BitsandbytesNf4) => "bitsandbytes-nf4",
+        Some(Quantize::BitsandbytesFp4) => "bitsandbytes-fp4",
+        Some(Quantize::Exl2) => return Err(ConfigError::NotServed { format: "exl2" }),
+        Some(Quantize::Marlin) => return Err(ConfigError::NotServed { format: "marlin" }),
+    };
     let tool_call_parser = match model.tool_call_parser {
         ToolCallParser::Auto => "auto",
         ToolCallParser::Llama3Json => "llama3-json",
@@ -273,6 +292,7 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
         sha: None,
         path: PathBuf::new(),
         load_format: load_format.to_owned(),
+        quantize: quantize.to_owned(),
         tokenizer_config_path: model.tokenizer_config_path.clone(),
         tool_call_parser: tool_call_parser.to_owned(),
     })

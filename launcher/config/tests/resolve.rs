@@ -125,6 +125,9 @@ fn a_flag_means_what_it_says() {
         --model-id a/b | /model/id | "a/b"
         --revision refs/pr/1 | /model/revision | "refs/pr/1"
         --load-format dummy | /model/load_format | "dummy"
+        --quantize bitsandbytes-nf4 | /model/quantize | "bitsandbytes-nf4"
+        HF_MODEL_QUANTIZE=compressed-tensors | /model/quantize | "compressed-tensors"
+        QUANTIZE= | /model/quantize | ""
         --tool-call-parser llama3-json | /model/tool_call_parser | "llama3-json"
         --tool-call-parser qwen3_coder | /model/tool_call_parser | "qwen3_coder"
         --tool-call-parser deepseek_v3 | /model/tool_call_parser | "deepseek_v3"
@@ -252,9 +255,12 @@ fn what_cannot_work_is_refused_with_its_number() {
         --startup-timeout 9999999 | --startup-timeout must be at most 604800, it is 9999999
         --tokenizer-config-path /no/such | --tokenizer-config-path: /no/such is no file
         --model-id= | --model-id is empty
-        --quantize awq | --quantize: on-the-fly quantization is not supported yet; start without it
-        HF_MODEL_QUANTIZE=awq | --quantize: on-the-fly quantization is not supported yet; start \
-            without it
+        --quantize exl2 | --quantize exl2 is not served: take a checkpoint in the format of gptq, \
+            awq, compressed-tensors or fp8, or quantize one of 16 bits when it is loaded, by \
+            --quantize fp8, eetq, bitsandbytes, bitsandbytes-nf4 or bitsandbytes-fp4
+        HF_MODEL_QUANTIZE=marlin | --quantize marlin is not served: take a checkpoint in the format \
+            of gptq, awq, compressed-tensors or fp8, or quantize one of 16 bits when it is loaded, \
+            by --quantize fp8, eetq, bitsandbytes, bitsandbytes-nf4 or bitsandbytes-fp4
         LORA_ADAPTERS=x | --lora-adapters: LoRA adapters are not supported yet; start without it
         --rope-factor 2 | --rope-factor: a rope scaling other than the model's own is not \
             supported yet; start without it

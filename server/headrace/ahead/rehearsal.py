@@ -73,6 +73,7 @@ def variants_wanted(wanted: Wanted) -> list[Variant]:
         capability=wanted.capability,
         dtype=DTYPES.get(wanted.dtype),
         ranks=wanted.ranks,
+        quantize=wanted.quantize,
     )
 
 
@@ -83,24 +84,29 @@ def variants_of(
     capability: tuple[int, int],
     dtype: torch.dtype | None = None,
     ranks: int = 1,
+    quantize: str = "",
 ) -> list[Variant]:
     """Returns every kernel that preparing an engine launches, each once.
 
     Args:
         dtype: of activations and weights; None takes what such a device would.
+        quantize: see `quant.detect`.
     """
     device: Device = AbsentDevice(capability, MULTIPROCESSORS)
     dtype = dtype or device.default_dtype(spec_of(hf).checkpoint_dtype).dtype
     with untraced(), standing_in(capability), recording() as found, torch.inference_mode():
         # The first rank draws; a bias that is added once is the first rank's.
         for rank in range(min(ranks, 2)):
-            prepare_engine(_engine(hf, device, dtype, Place(rank, ranks)), wanted)
+            place = Place(rank, ranks)
+            prepare_engine(_engine(hf, device, dtype, place, quantize), wanted)
     return found
 
 
-def _engine(hf: HfConfig, device: Device, dtype: torch.dtype, place: Place) -> Engine:
+def _engine(
+    hf: HfConfig, device: Device, dtype: torch.dtype, place: Place, quantize: str = ""
+) -> Engine:
     table = ops.select(spec_of(hf).op_spec(dtype, place.size), device)
-    model = outline_model(hf, device=device, dtype=dtype, comm=place, ops=table)
+    model = outline_model(hf, device=device, dtype=dtype, comm=place, ops=table, quantize=quantize)
     return engine_of(model, table, device=device, comm=place, dtype=dtype, graphs=True)
 
 

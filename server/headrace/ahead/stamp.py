@@ -20,6 +20,7 @@ from typing import Any
 
 from headrace.config import Serve, kernel_caches
 from headrace.errors import ConfigError
+from headrace.quantizers import with_settings
 
 # Keys of `config.json` that are read to build a model; nothing else can matter.
 KEYS = tuple(
@@ -44,6 +45,7 @@ class Wanted:
     capability: tuple[int, int]
     ranks: int = 1
     dtype: str = "auto"
+    quantize: str = ""
     # As the launcher resolves them for a GPU when nobody says otherwise.
     block_tokens: int = 0
     running_max: int = 512
@@ -59,6 +61,7 @@ class Wanted:
             capability=capability,
             ranks=len(serve.shards),
             dtype=serve.device.dtype,
+            quantize=serve.model.quantize,
             block_tokens=engine.block_tokens,
             running_max=engine.running_max,
             step_tokens_max=engine.step_tokens_max,
@@ -92,7 +95,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON object")
-    return facts_of(values)
+    return facts_of(with_settings(folder, values))
 
 
 def facts_of(values: dict[str, Any]) -> dict[str, Any]:

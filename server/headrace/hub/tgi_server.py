@@ -10,7 +10,6 @@ NAME = "text-generation-server"
 # What TGI's program knows and this one does not do, and what to do instead.
 REFUSED = {
     "serve": "shards are started by text-generation-launcher",
-    "quantize": "quantizing a model is not there yet; serve a model in 16 bits",
 }
 EXTENSION = ".safetensors"
 
@@ -24,7 +23,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"Error: `{NAME} {command}`: {REFUSED[command]}.", file=sys.stderr)
         return 2
     if command in ("--help", "-h"):
-        print(f"Usage: {NAME} download-weights MODEL_ID [OPTIONS]\n\n{__doc__}")
+        print(
+            f"Usage: {NAME} download-weights MODEL_ID [OPTIONS]\n"
+            f"       {NAME} quantize MODEL_ID OUTPUT_DIR [OPTIONS]\n\n{__doc__}"
+        )
         return 0
     print(f"Error: no command `{command}`; `{NAME} --help` names them.", file=sys.stderr)
     return 2

@@ -10,7 +10,7 @@ import torch
 from headrace.comm.base import Comm
 from headrace.device.base import Device
 from headrace.errors import ConfigError
-from headrace.quant import Part, QuantFormat
+from headrace.quant import Part
 
 if TYPE_CHECKING:
     from headrace.ops import OpTable
@@ -28,7 +28,6 @@ class Build:
     ops: OpTable
     comm: Comm
     dtype: torch.dtype
-    quant: QuantFormat
 
     def column(self, size: int, what: str) -> Part:
         """Returns this rank's equal share of `size` rows or columns."""

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from headrace.layers.build import Build
-from headrace.quant import Declares, LinearMethod, LinearShape, Part
+from headrace.quant import Declares, LinearMethod, LinearShape, Part, Plain, QuantFormat
 
 
 class Linear(Declares):
@@ -17,11 +19,29 @@ class Linear(Declares):
         super().__init__()
         self._build = build
         self._shape = shape
+        self._format: QuantFormat = Plain()
         self.method: LinearMethod | None = None
-        build.quant.declare(self, shape, build.dtype)
+        # By how much the packed weight is smaller than what was loaded.
+        self.saved_bytes = 0
+        self._format.declare(self, shape, build.dtype)
+
+    def store_as(self, stored: QuantFormat, bias: bool) -> None:
+        """Declares other parameters: those of a layer that is stored in another format.
+
+        Args:
+            bias: whether a bias is stored, although the architecture has none.
+        """
+        for name in list(self.splits):
+            self.take(name)
+        self._format = stored
+        self._shape = replace(self._shape, bias=self._shape.bias or bias)
+        stored.declare(self, self._shape, self._build.dtype)
 
     def finish(self) -> None:
-        self.method = self._build.quant.method(self, self._shape, self._build.ops)
+        weights = [value for name, value in self.named_parameters() if name != "bias"]
+        stored = sum(value.nbytes for value in weights)
+        self.method = self._format.method(self, self._shape, self._build.ops)
+        self.saved_bytes = stored - self.method.nbytes
 
     def forward(self, x_TX: Tensor) -> Tensor:
         """Returns this rank's y_TY."""

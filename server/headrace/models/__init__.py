@@ -11,13 +11,16 @@ import torch
 
 from headrace import quant
 from headrace.comm import Place
+from headrace.errors import ConfigError
 from headrace.layers.build import Build
+from headrace.layers.linear import Linear
 from headrace.models.decoder import Decoder
 from headrace.models.fused import fuse
 from headrace.models.hf import HfConfig
 from headrace.models.spec import LocalSpec, ModelSpec
 from headrace.ops import select
 from headrace.ops.base import Yes
+from headrace.quant import Scheme
 from headrace.startup import Phases
 from headrace.weights import (
     DummyLoading,
@@ -33,6 +36,7 @@ from headrace.weights import (
     readers_of,
     start_files,
 )
+from headrace.weights.checkpoint import read_headers
 
 if TYPE_CHECKING:
     from headrace.layers.build import Comm, Device
@@ -47,6 +51,7 @@ __all__ = [
     "begin_loading",
     "load_model",
     "outline_model",
+    "read_scheme",
     "read_spec",
     "spec_of",
 ]
@@ -70,6 +75,11 @@ def spec_of(hf: HfConfig) -> ModelSpec:
     return _architecture(hf).spec(hf)
 
 
+def read_scheme(path: Path, quantize: str = "") -> Scheme:
+    """Reads how the layers of the model in a folder are stored; see `quant.detect`."""
+    return quant.detect(HfConfig.read(path).values, quantize)
+
+
 def begin_loading(
     path: Path,
     *,
@@ -78,6 +88,7 @@ def begin_loading(
     rank: int,
     ranks: int,
     load_format: str,
+    quantize: str = "",
 ) -> Loading | None:
     """Has threads read this rank's share of the weights while the caller prepares the rest.
 
@@ -87,13 +98,12 @@ def begin_loading(
     if not device.asynchronous:
         return None
     hf = HfConfig.read(path)
-    architecture = _architecture(hf)
-    spec: ModelSpec = architecture.spec(hf)
+    spec: ModelSpec = _architecture(hf).spec(hf)
     # What is read depends on neither the operations nor the other ranks: stand-ins will do.
     table = select(spec.op_spec(dtype, ranks), device, reference=True)
-    build = Build(table, Place(rank, ranks), dtype, quant.detect(hf.values))
-    outline = Decoder(build, spec, architecture.RECIPE)
-    names = _names(architecture, spec)
+    build = Build(table, Place(rank, ranks), dtype)
+    held = _held(path, load_format)
+    outline, names = _outline(build, hf, spec, quantize, held)
     wants = list_wants(outline, names)
     if load_format == "dummy":
         return DummyLoading(wants, device)
@@ -108,6 +118,7 @@ def load_model(
     comm: Comm,
     ops: OpTable,
     load_format: str,
+    quantize: str = "",
     loading: Loading | None = None,
     phases: Phases | None = None,
 ) -> Decoder:
@@ -117,23 +128,30 @@ def load_model(
         dtype: of activations and weights, whatever the checkpoint is stored in.
         ops: by `ops.select(spec.op_spec(dtype, comm.size), device)`.
         load_format: `auto` reads safetensors, `dummy` makes deterministic random weights.
+        quantize: see `quant.detect`.
         loading: what `begin_loading` returned, if it was called.
         phases: measures building, reading and packing.
     """
     phases = phases or Phases()
     hf = HfConfig.read(path)
-    architecture = _architecture(hf)
-    spec: ModelSpec = architecture.spec(hf)
+    spec: ModelSpec = _architecture(hf).spec(hf)
     spec.local(comm.size)  # Refuses what does not divide before anything is built.
     with phases("model"):
-        build = Build(ops, comm, dtype, quant.detect(hf.values))
-        model = Decoder(build, spec, architecture.RECIPE)
-        names = _names(architecture, spec)
+        build = Build(ops, comm, dtype)
+        model, names = _outline(build, hf, spec, quantize, _held(path, load_format))
         wants = list_wants(model, names)
     loading = loading or begin_loading(
-        path, device=device, dtype=dtype, rank=comm.rank, ranks=comm.size, load_format=load_format
+        path,
+        device=device,
+        dtype=dtype,
+        rank=comm.rank,
+        ranks=comm.size,
+        load_format=load_format,
+        quantize=quantize,
     )
     with phases("weights"):
+        if loading is None and load_format == "dummy" and hf.values.get("quantization_config"):
+            loading = DummyLoading(wants, device)
         if loading is not None:
             assert loading.wants == wants, "the weights that were read are another model's"
             assign(model, wants, loading.wait())
@@ -143,6 +161,8 @@ def load_model(
             assign(model, wants, read_wants(wants, names, reader))
     with phases("pack"):
         pack(model, device.torch_device)
+        layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+        model.weight_bytes -= sum(layer.saved_bytes for layer in layers)
         answer = fuse(model, comm.size)
     one_call = isinstance(answer, Yes)
     model.step_choice = f"{'one native call' if one_call else 'by operation'}: {answer.why}"
@@ -150,24 +170,55 @@ def load_model(
 
 
 def outline_model(
-    hf: HfConfig, *, device: Device, dtype: torch.dtype, comm: Comm, ops: OpTable
+    hf: HfConfig,
+    *,
+    device: Device,
+    dtype: torch.dtype,
+    comm: Comm,
+    ops: OpTable,
+    quantize: str = "",
 ) -> Decoder:
     """Builds a rank's decoder without weights, for a device without memory.
 
     It has a layer of every kind that the model has, and the first: more would launch nothing that
     these do not.
     """
-    architecture = _architecture(hf)
-    spec: ModelSpec = architecture.spec(hf)
+    spec: ModelSpec = _architecture(hf).spec(hf)
     windows = spec.windows[:1] + tuple(dict.fromkeys(spec.windows[1:]))
     spec = replace(spec, layers=len(windows), windows=windows)
-    model = Decoder(Build(ops, comm, dtype, quant.detect(hf.values)), spec, architecture.RECIPE)
+    model, _ = _outline(Build(ops, comm, dtype), hf, spec, quantize, set())
     pack(model, device.torch_device)
     return model.eval()
 
 
-def _names(architecture: Any, spec: ModelSpec) -> Names:
-    return architecture.NAMES.tie() if spec.tied else architecture.NAMES
+def _outline(
+    build: Build, hf: HfConfig, spec: ModelSpec, quantize: str, held: set[str]
+) -> tuple[Decoder, Names]:
+    """Builds a decoder on `meta` whose layers are stored as the checkpoint says, and its names.
+
+    Args:
+        held: tensors of the checkpoint, as far as they are known.
+    """
+    architecture = _architecture(hf)
+    names: Names = architecture.NAMES.tie() if spec.tied else architecture.NAMES
+    scheme = quant.detect(hf.values, quantize)
+    model = Decoder(build, spec, architecture.RECIPE)
+    for path, layer in model.named_modules():
+        if isinstance(layer, Linear):
+            modules = names.modules_of(path)
+            stored = scheme.format_of(modules, layer is model.head)
+            if stored is None or (layer is model.head and spec.tied):
+                continue
+            try:
+                layer.store_as(stored, all(f"{module}.bias" in held for module in modules))
+            except ConfigError as error:
+                raise ConfigError(f"{' and '.join(modules)}: {error}") from error
+    model.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    return model, replace(names, ignorable=(*names.ignorable, *scheme.ignorable))
+
+
+def _held(path: Path, load_format: str) -> set[str]:
+    return set() if load_format == "dummy" else set(read_headers(path))
 
 
 def _architecture(hf: HfConfig) -> Any:

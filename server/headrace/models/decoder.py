@@ -70,8 +70,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(recipe.block(build, spec, i) for i in range(spec.layers))
         self.norm = RmsNorm(build, spec.width, spec.norm_eps)
         self.head = VocabHead(build, spec.vocab_size, spec.width)
-        # Counted now: packing takes weights out of the parameters.
-        self.weight_bytes = sum(p.numel() * p.element_size() for p in self.parameters())
+        # Of parameters, before packing takes weights out of them.
+        self.weight_bytes = 0
         self.whole_step: WholeStep | None = None
         # One line of the startup log: how a step runs, and why so.
         self.step_choice = "by operation"

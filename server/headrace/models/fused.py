@@ -18,6 +18,7 @@ from headrace.ops.decoder.base import DecoderWeights, LayerWeights, LinearWeight
 from headrace.ops.decoder.native import NativeDecoder, supports
 from headrace.ops.matmul.native import PackedWeight
 from headrace.ops.paged_attention.native import NativePlan
+from headrace.quant.coded import CodedMethod
 from headrace.quant.none import PlainMethod
 
 
@@ -110,6 +111,8 @@ def _weights(composed: Decoder) -> DecoderWeights | No:
 def _linear(layer: Linear) -> LinearWeights | None:
     """The layer's packed weight, if the library packed it."""
     method = layer.method
-    if not isinstance(method, PlainMethod) or not isinstance(method.packed, PackedWeight):
+    if not isinstance(method, PlainMethod | CodedMethod):
+        return None
+    if not isinstance(method.packed, PackedWeight) or method.order_I is not None:
         return None
     return LinearWeights(method.packed, method.bias_Y)

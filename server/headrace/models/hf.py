@@ -11,6 +11,7 @@ import torch
 
 from headrace.errors import ConfigError
 from headrace.layers.rotary import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+from headrace.quantizers import with_settings
 
 _DTYPES = {
     "float32": torch.float32,
@@ -37,7 +38,7 @@ class HfConfig:
             raise ConfigError(f"{path} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} is not a JSON object")
-        return cls(values, str(path))
+        return cls(with_settings(folder, values), str(path))
 
     def refuse(self, key: str, found: object, wanted: str) -> ConfigError:
         """Makes the error for a value that is not served."""

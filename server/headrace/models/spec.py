@@ -11,6 +11,7 @@ from headrace.layers.build import even, kv_share, vocab_share
 from headrace.layers.rotary import LinearScaling, RopeSpec, YarnScaling
 from headrace.models.hf import HfConfig
 from headrace.ops import OpSpec
+from headrace.quant import PLAIN, Scheme
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ModelSpec:
             vocab_size=vocab_share(self.vocab_size, ranks),
         )
 
-    def op_spec(self, dtype: torch.dtype, ranks: int) -> OpSpec:
+    def op_spec(self, dtype: torch.dtype, ranks: int, scheme: Scheme = PLAIN) -> OpSpec:
         """Returns the facts by which a rank's ops are chosen."""
         local = self.local(ranks)
         return OpSpec(
@@ -66,6 +67,7 @@ class ModelSpec:
             norm_eps=self.norm_eps,
             qk_norm=self.qk_norm,
             sliding_window=any(self.windows),
+            coded=frozenset(kind.value for kind in scheme.kinds),
         )
 
     def attention(self, layer: int) -> AttentionSpec:

@@ -6,7 +6,7 @@ implementations in order of preference; the last is the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from headrace.ops import (
     kv_write,
     matmul,
     paged_attention,
+    quant_matmul,
     reduce_norm,
     rms_norm,
     rope,
@@ -26,6 +27,7 @@ from headrace.ops.base import Choice, OpSpec, choose
 from headrace.ops.decode_inputs import GatherDecodeInputs
 from headrace.ops.matmul import MatmulBackend
 from headrace.ops.paged_attention import AttentionBackend
+from headrace.ops.quant_matmul import CodedMatmul, Kind
 from headrace.ops.reduce_norm import MakeReduceNorm
 from headrace.ops.rope import RopeAndKvWrite
 
@@ -48,6 +50,7 @@ class OpTable:
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     paged_attention: AttentionBackend
     matmul: MatmulBackend
+    coded_matmul: Mapping[Kind, CodedMatmul]
     decode_inputs: GatherDecodeInputs
     choices: tuple[Choice, ...]  # the startup table
 
@@ -84,6 +87,11 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
     for op, candidates in _FOLDERS.items():
         made[op], choice = choose(op, candidates, spec, device, reference)
         choices.append(choice)
+    coded: dict[Kind, CodedMatmul] = {}
+    for kind, candidates in quant_matmul.CANDIDATES.items():
+        coded[kind], choice = choose(kind.value, candidates, spec, device, reference)
+        if kind.value in spec.coded:
+            choices.append(choice)
     return OpTable(
         rms_norm=made["rms_norm"].rms_norm,
         add_rms_norm=made["rms_norm"].add_rms_norm,
@@ -94,6 +102,7 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
         kv_write=made["kv_write"],
         paged_attention=made["paged_attention"],
         matmul=made["matmul"],
+        coded_matmul=coded,
         decode_inputs=made["decode_inputs"],
         choices=tuple(choices),
     )

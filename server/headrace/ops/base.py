@@ -24,6 +24,7 @@ class OpSpec:
     norm_eps: float
     qk_norm: bool = False  # queries and keys are normalised before they are rotated
     sliding_window: bool = False  # some layer looks back over a bounded window
+    coded: frozenset[str] = frozenset()  # operations that its coded weights need (`Kind`)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from headrace.errors import ConfigError
+from headrace.ops.quant_matmul import Kind
 from headrace.quant.parameter import Declares, Part
 
 if TYPE_CHECKING:
@@ -24,9 +27,25 @@ class LinearShape:
     inputs: Part
     bias: bool
 
+    @property
+    def by_inputs(self) -> bool:
+        """Whether the inputs are divided: ranks' outputs are summed."""
+        return self.inputs.size != self.inputs.full
+
+    @property
+    def rows(self) -> int:
+        """Outputs of this rank."""
+        return sum(part.size for part in self.outputs)
+
 
 class LinearMethod(Protocol):
-    """A linear layer with its weights in place."""
+    """A linear layer with its weights in place.
+
+    Attributes:
+        nbytes: of the weight.
+    """
+
+    nbytes: int
 
     def apply(self, x_TX: Tensor) -> Tensor:
         """Returns y_TY, new, without what other ranks would add to it."""
@@ -49,12 +68,70 @@ class LinearMethod(Protocol):
 class QuantFormat(Protocol):
     """How a checkpoint stores linear layers."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def declare(self, module: Declares, shape: LinearShape, dtype: torch.dtype) -> None:
-        """Declares on `module` the parameters that the layer is stored as, each with its split."""
+        """Declares on `module` the parameters that the layer is stored as, each with its split.
+
+        A ConfigError says what cannot be divided so.
+        """
         ...
 
     def method(self, module: Declares, shape: LinearShape, ops: OpTable) -> LinearMethod:
         """Takes the parameters off `module` and packs them for the op that will run them."""
         ...
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a whole checkpoint is quantized: which of its layers, and each in which format.
+
+    Attributes:
+        name: as configurations call it.
+        of: from a module of the checkpoint, by name, to its format; None: 16 bits.
+        kinds: the operations that its layers need.
+        head: whether `of` is asked for the head, too, which otherwise has 16 bits.
+        ignorable: patterns of tensors that nobody needs.
+        on_load: whether the checkpoint has 16 bits and is quantized when it is loaded.
+    """
+
+    name: str
+    of: Callable[[str], QuantFormat | None]
+    kinds: frozenset[Kind]
+    head: bool = False
+    ignorable: tuple[str, ...] = ()
+    on_load: bool = False
+
+    def format_of(self, modules: tuple[str, ...], is_head: bool) -> QuantFormat | None:
+        """Returns the format of a layer that fuses these modules of the checkpoint."""
+        if is_head and not self.head:
+            return None
+        formats = [self.of(module) for module in modules]
+        for module, found in zip(modules, formats, strict=True):
+            if found != formats[0]:
+                raise ConfigError(
+                    f"{self.name}: {modules[0]} is stored as {_name(formats[0])} and {module} as "
+                    f"{_name(found)}; layers that are computed as one must be stored alike"
+                )
+        return formats[0]
+
+
+def _name(found: QuantFormat | None) -> str:
+    return "16 bits" if found is None else str(found)
+
+
+def in_units(part: Part, unit: int, what: str) -> Part:
+    """Returns a range of a dimension that is stored in units of so many; refuses to cut one.
+
+    Args:
+        what: of the dimension, for the sentence: `inputs` or `outputs`.
+    """
+    for edge in (part.start, part.stop):
+        if edge % unit != 0 and edge != part.full:
+            raise ConfigError(
+                f"{what} are stored in groups of {unit}, and {part.size} of {part.full} a shard "
+                f"cut one at {edge}: serve with fewer shards (--num-shard), or a checkpoint "
+                f"with smaller groups"
+            )
+    return Part(-(-part.full // unit), part.start // unit, -(-part.stop // unit))

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 class PlainMethod:
     """A packed weight and its bias."""
 
+    order_I = None  # Inputs are multiplied in their own order.
+
     def __init__(self, weight_YX: Tensor, bias_Y: Tensor | None, matmul: MatmulBackend) -> None:
+        self.nbytes = weight_YX.nbytes
         self._inputs = weight_YX.shape[1]
         self._dtype = weight_YX.dtype
         self._device = weight_YX.device

@@ -64,14 +64,23 @@ def check_fit(
 
     Floating-point numbers convert to each other; anything else is what it is.
     """
-    if found[0] != expected[0]:
-        raise CheckpointError(
-            f"{where}: {name} has shape {list(found[0])}, expected {list(expected[0])}"
-        )
+    check_shape(where, name, found[0], expected[0])
     dtype, wanted = found[1], expected[1]
     if dtype == wanted or (_is_real(dtype) and _is_real(wanted)):
         return
     raise CheckpointError(f"{where}: {name} holds {_short(dtype)}, expected {_short(wanted)}")
+
+
+def check_shape(
+    where: object, name: str, found: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Refuses a tensor of another shape.
+
+    Whether a scale is a number, a row or a column of one is a matter of taste: dimensions of one at
+    the end do not count.
+    """
+    if _trimmed(found) != _trimmed(expected):
+        raise CheckpointError(f"{where}: {name} has shape {list(found)}, expected {list(expected)}")
 
 
 def find_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -145,7 +154,9 @@ def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> Stored:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name} is stored in {entry['dtype']}")
     begin, end = entry["data_offsets"]
-    stored = Stored(name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), base + begin)
+    # A number alone is read as a row of one.
+    shape = tuple(entry["shape"]) or (1,)
+    stored = Stored(name, path, DTYPES[entry["dtype"]], shape, base + begin)
     if begin < 0 or end - begin != stored.nbytes or any(n < 0 for n in stored.shape):
         raise ValueError(f"{name} has {end - begin} bytes where its shape needs {stored.nbytes}")
     if base + end > size:
@@ -160,6 +171,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice} stands twice in the header")
     return values
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape
 
 
 def _is_real(dtype: torch.dtype) -> bool:

@@ -49,6 +49,6 @@ def _assemble(reader: Reader, want: Want) -> Tensor:
         shape = tuple(read.shape)  # The reader has compared the shape of the whole.
         where = reader.where(piece.source)
         check_fit(where, piece.source, (shape, read.dtype), (shape, want.dtype))
-        into.copy_(read)
+        into.copy_(read.view(into.shape))
     want.zero_padding(value)
     return value

@@ -154,6 +154,16 @@ class FileLoading:
         log.info("weights: %d %% of %.1f GB", 100 * done // max(whole, 1), whole / 1e9)
 
 
+# Codes go up to so many times the scale, roughly.
+SCALE_DIVISOR = 8
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor holds scales of codes."""
+    leaf = name.rpartition(".")[2]
+    return leaf == "scales" or leaf.startswith(("weight_scale", "input_scale"))
+
+
 class DummyLoading:
     """Random weights that depend on nothing but a tensor's name and shape, made on the device."""
 
@@ -180,6 +190,17 @@ class DummyLoading:
         return self._seconds
 
     def _draw(self, whole: Tensor, name: str, generator: torch.Generator) -> None:
+        if whole.dtype.itemsize == 1 or not whole.dtype.is_floating_point:
+            generator.manual_seed(zlib.crc32(name.encode()))
+            # Any bits are codes; as float8 those below 0x78 are small numbers and never NaN.
+            most = 0x78 if whole.dtype.is_floating_point else 0x100
+            if name.endswith("g_idx"):
+                most = 1  # one group
+            whole.view(torch.uint8).random_(0, most, generator=generator)
+            return
+        if is_scale(name):
+            whole.fill_(self._STD / SCALE_DIVISOR)
+            return
         if whole.dim() == 1 and name.endswith("weight"):
             whole.fill_(1)  # a norm
             return

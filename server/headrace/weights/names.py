@@ -33,11 +33,15 @@ class Names:
     def sources(self, parameter: str) -> tuple[str, ...]:
         """Returns the checkpoint tensors of a parameter such as `blocks.3.attention.qkv.weight`."""
         module, _, leaf = parameter.rpartition(".")
-        layer = _LAYER.search(parameter)
+        leaf = self.leaves.get(leaf, leaf)
+        return tuple(f"{name}.{leaf}" for name in self.modules_of(module))
+
+    def modules_of(self, module: str) -> tuple[str, ...]:
+        """Returns the checkpoint's modules of one of ours such as `blocks.3.attention.qkv`."""
+        layer = _LAYER.search(module + ".")
         number = layer.group(1) if layer else ""
         pattern = _LAYER.sub(".{}.", module + ".", count=1).rstrip(".")
-        leaf = self.leaves.get(leaf, leaf)
-        return tuple(f"{name.format(number)}.{leaf}" for name in self.modules[pattern])
+        return tuple(name.format(number) for name in self.modules[pattern])
 
     def is_ignorable(self, tensor: str) -> bool:
         """Whether a checkpoint tensor may be left unread."""

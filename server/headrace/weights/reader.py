@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headrace.errors import CheckpointError
-from headrace.weights.checkpoint import INDEX, choose_files, find_files
+from headrace.weights.checkpoint import INDEX, check_shape, choose_files, find_files
 
 
 class Reader(Protocol):
@@ -51,11 +51,10 @@ class SafetensorsReader:
         file = self._file_of[name]
         view = self._open(file).get_slice(name)
         found = tuple(view.get_shape())
-        if found != shape:
-            raise CheckpointError(
-                f"{self._folder / file}: {name} has shape {list(found)}, expected {list(shape)}"
-            )
+        check_shape(self._folder / file, name, found, shape)
         try:
+            if found == ():
+                return self._open(file).get_tensor(name).view(1)
             return view[start:stop] if dim == 0 else view[:, start:stop]
         except SafetensorError as error:
             raise CheckpointError(f"{self._folder / file}: {name}: {error}") from error

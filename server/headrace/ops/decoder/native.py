@@ -125,5 +125,6 @@ def _linear(linear: LinearWeights) -> LinearCall:
         bias=None if linear.bias is None else linear.bias.data_ptr(),
         outputs=packed.outputs,
         inputs=packed.inputs,
-        type=type_of(packed.dtype),
+        type=packed.type,
+        group=packed.group,
     )

@@ -9,6 +9,7 @@ as bfloat16 and widened in registers, which is exact and halves what a step read
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,18 @@ _LOW_HALF = 0xFFFF  # of a float32: what bfloat16 does not have
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A weight in the library's memory, which is released with this object."""
+    """A weight in the library's memory, which is released with this object.
+
+    Attributes:
+        type: the library's number of what it is stored as.
+        group: inputs that share a scale, of a coded weight; else 0.
+    """
 
     address: int
-    dtype: torch.dtype
+    type: int
     outputs: int
     inputs: int
+    group: int = 0
 
 
 class NativeMatmul:
@@ -48,20 +55,27 @@ class NativeMatmul:
             *(weight_YX.data_ptr(), type_of(weight_YX.dtype), inputs, None),
             *(outputs, inputs, kind, address),
         )
-        packed = PackedWeight(address, dtype, outputs, inputs)
+        packed = PackedWeight(address, kind, outputs, inputs)
         weakref.finalize(packed, kernels.release, address)
         return packed
 
     def apply(self, x_TX: Tensor, packed: PackedWeight, bias_Y: Tensor | None) -> Tensor:
-        if x_TX.stride(1) != 1:
-            x_TX = x_TX.contiguous()
-        y_TY = torch.empty((x_TX.shape[0], packed.outputs), dtype=x_TX.dtype)
-        self._call(
-            *(x_TX.data_ptr(), type_of(x_TX.dtype), x_TX.stride(0), x_TX.shape[0]),
-            *(packed.address, type_of(packed.dtype), packed.outputs, packed.inputs),
-            *(None if bias_Y is None else bias_Y.data_ptr(), y_TY.data_ptr()),
-        )
-        return y_TY
+        return product(self._call, x_TX, packed, bias_Y)
+
+
+def product(
+    call: Callable[..., int], x_TX: Tensor, packed: PackedWeight, bias_Y: Tensor | None
+) -> Tensor:
+    """Returns x_TX @ weight_YX.T + bias_Y by the library's `matmul`."""
+    if x_TX.stride(1) != 1:
+        x_TX = x_TX.contiguous()
+    y_TY = torch.empty((x_TX.shape[0], packed.outputs), dtype=x_TX.dtype)
+    call(
+        *(x_TX.data_ptr(), type_of(x_TX.dtype), x_TX.stride(0), x_TX.shape[0]),
+        *(packed.address, packed.type, packed.outputs, packed.inputs, packed.group),
+        *(None if bias_Y is None else bias_Y.data_ptr(), y_TY.data_ptr()),
+    )
+    return y_TY
 
 
 def _is_bf16(weight_YX: Tensor) -> bool:
