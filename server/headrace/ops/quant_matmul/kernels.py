@@ -22,11 +22,14 @@ FLOATS = tl.constexpr(3)
 @triton.jit
 def _numbers(codes, values, KIND: tl.constexpr):
     """The numbers that codes stand for, float32."""
+    # One return: what stands behind one is compiled nevertheless.
     if KIND == VALUES4:
-        return tl.load(values + codes.to(tl.int32))
-    if KIND == FLOATS:
-        return codes.to(tl.float32)
-    return codes.to(tl.int32).to(tl.float32)
+        numbers = tl.load(values + codes.to(tl.int32))
+    elif KIND == FLOATS:
+        numbers = codes.to(tl.float32)
+    else:
+        numbers = codes.to(tl.int32).to(tl.float32)
+    return numbers
 
 
 @triton.jit(do_not_specialize=["M"])

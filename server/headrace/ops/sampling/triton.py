@@ -298,6 +298,7 @@ class TritonSampling:
         if not groups.features & EDITS:
             return logits_SV
         penalty = bool(groups.features & Feature.PENALTY)
+        marked = bool(groups.features & Feature.WATERMARK)
         features_S = groups["features"]
         state: list[Any] = [features_S] * 5 + [0]  # unused
         if penalty:
@@ -305,7 +306,10 @@ class TritonSampling:
             knobs = rows.knobs
             state = [rows.state_QV, rows.state_slot_S]
             state += _columns(knobs.repetition_S, knobs.frequency_S, knobs.presence_S)
-        previous_S = features_S if rows.previous_S is None else rows.previous_S
+        previous_S = features_S  # unused
+        if marked:
+            assert rows.previous_S is not None
+            previous_S = rows.previous_S
         x_SV = torch.empty(logits_SV.shape, dtype=torch.float32, device=logits_SV.device)
         count, vocab = logits_SV.shape
         self._gpu.run(
@@ -322,7 +326,7 @@ class TritonSampling:
             rows.watermark.delta,
             BLOCK=self._sizes.piece,
             PENALTY=penalty,
-            WATERMARK=bool(groups.features & Feature.WATERMARK),
+            WATERMARK=marked,
             warps=4,
         )
         for edit in (rows.bias, rows.banned):
