@@ -11,8 +11,8 @@ holds for all numbers of rows down to the next one measured if it also wins in t
 
 Products that add to a residual are compared with a product and a sum after it.
 
-Compare whole steps before and after (`step.py`): under a step's power the fastest alone can lose, as
-those of long prompts did on an H100, whose table therefore ends at 512 rows (`--rows`).
+Compare whole steps before and after (`step.py`): under a step's power the fastest alone can lose,
+as those of long prompts did on an H100, whose table therefore ends at 512 rows (`--rows`).
 """
 
 from __future__ import annotations
