@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 from device_here import DEVICE, device_gpu
 from late import late_copy
 from test_sampler import GRID, compare, edits, few_and_many, masked, rows_of, tops
+from test_watermark import GRID as MARKED
+from test_watermark import marked_rows
 
 from conftest import CUDA
 from headrace.ops.sampling import (
@@ -33,8 +35,6 @@ from headrace.ops.sampling.reference import ReferenceSampling
 from headrace.ops.sampling.triton import TIES_MAX, Sizes, TritonSampling
 from headrace.ops.sampling.watermark import green_tokens
 from headrace.wire import Sampling
-from test_watermark import GRID as MARKED
-from test_watermark import marked_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 gpu = pytest.mark.gpu
