@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from headrace.device.absent import AbsentDevice
 from headrace.device.cpu import CpuDevice
 from headrace.ops import Choice, OpSpec, select
 from headrace.ops.base import Candidate, No, Reference, Yes, choose
@@ -150,3 +152,13 @@ def test_rotation_and_cache_write(
         assert actual[:, others].isnan().all(), "only the named cells may be written"
         x = qkv.view(tokens, -1, head_dim)
         assert_near(made.rope(x.clone(), cos_sin), reference.rope(x, cos_sin))
+
+
+@pytest.mark.parametrize(("capability", "fp8"), [((8, 0), "reference"), ((8, 9), "triton")])
+def test_eight_bit_floats_are_triton_s_where_it_converts_them(
+    capability: tuple[int, int], fp8: str
+) -> None:
+    kinds = frozenset(["int4_matmul", "fp8_matmul"])
+    table = select(replace(spec(torch.bfloat16), coded=kinds), AbsentDevice(capability, 108))
+    chosen = {choice.op: choice.name for choice in table.choices}
+    assert (chosen["int4_matmul"], chosen["fp8_matmul"]) == ("triton", fp8)

@@ -28,7 +28,7 @@ pub enum FinishReason {
 pub enum WaitReason {
     /// A slot: as many sequences run as may.
     Slots,
-    /// Room for the counts of its penalties, or for its constraint.
+    /// Room for the counts of its penalties.
     State,
     /// Blocks for its whole prompt, beside what running sequences may still need.
     Blocks,

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # The oldest devices the kernels are written for: the first that compute in bfloat16.
 CAPABILITY_MIN = (8, 0)
+# The first for whose kernels Triton converts numbers of the kind e4m3.
+FP8_CAPABILITY = (8, 9)
 # The first devices whose kernels can be launched before those they depend on have ended.
 PDL_CAPABILITY = (9, 0)
 
@@ -63,14 +65,16 @@ class Gpu:
 INTERPRETED = Gpu(capability=(0, 0), multiprocessors=4, pdl=False)
 
 
-def why_not(device: Device) -> str | None:
-    """Why Triton kernels cannot run on the device, or None."""
+def why_not(device: Device, capability_min: tuple[int, int] = CAPABILITY_MIN) -> str | None:
+    """Why Triton kernels that need so new a device cannot run on this one, or None."""
     if device.kind != "cuda":
         return "runs on CUDA devices"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if device.capability < CAPABILITY_MIN:
-        return "compute capability {}.{} is too old".format(*device.capability)
+    if device.capability < capability_min:
+        return "compute capability {}.{} is older than {}.{}".format(
+            *device.capability, *capability_min
+        )
     return None
 
 
@@ -154,13 +158,15 @@ class Triton:
         made: Callable[[OpSpec, Gpu], Any],
         why: str,
         refuses: Callable[[OpSpec], str | None] = lambda spec: None,
+        capability_min: tuple[int, int] = CAPABILITY_MIN,
     ) -> None:
         self._made = made  # returns what `build` does; imports the kernels
         self._why = why
         self._refuses = refuses  # what of the spec the operation cannot do
+        self._capability_min = capability_min
 
     def supports(self, spec: OpSpec, device: Device) -> Yes | No:
-        refusal = why_not(device)
+        refusal = why_not(device, self._capability_min)
         if refusal is None and spec.dtype not in DTYPES:
             refusal = f"has no {spec.dtype} path"
         if refusal is None:

@@ -9,7 +9,7 @@ from headrace.ops.native import Native
 from headrace.ops.quant_matmul.base import CodedMatmul, CodedWeight, Kind
 from headrace.ops.quant_matmul.native import NativeCodedMatmul
 from headrace.ops.quant_matmul.reference import ReferenceCodedMatmul
-from headrace.ops.triton import Gpu, Triton
+from headrace.ops.triton import CAPABILITY_MIN, FP8_CAPABILITY, Gpu, Triton
 
 __all__ = ["CANDIDATES", "CodedMatmul", "CodedWeight", "Kind"]
 
@@ -23,7 +23,11 @@ def _triton(spec: OpSpec, gpu: Gpu) -> Any:
 # A list a kind: what is best for one need not have the other.
 CANDIDATES: dict[Kind, list[Candidate]] = {
     kind: [
-        Triton(_triton, "codes multiplied in registers"),
+        Triton(
+            _triton,
+            "codes multiplied in registers",
+            capability_min=FP8_CAPABILITY if kind == Kind.FP8 else CAPABILITY_MIN,
+        ),
         Native(NativeCodedMatmul, "codes multiplied in panels"),
         Reference(ReferenceCodedMatmul()),
     ]
