@@ -28,9 +28,21 @@ from measure import BYTES_PER_SECOND, graph_us
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from headrace.ops.matmul.settings import BUCKETS, Setting, best, best_gated, bucket_of
+from headrace.ops.matmul.settings import (
+    BUCKETS,
+    ROWS_MAX,
+    Setting,
+    best,
+    best_gated,
+    bucket_of,
+)
 from headrace.ops.matmul.skinny import Scratch, product
+from headrace.ops.quant_matmul import CodedWeight, Kind, groups
+from headrace.ops.quant_matmul.base import pack_halves
 from headrace.ops.rms_norm.triton import TritonRmsNorm
+from headrace.ops.rows8 import Rows8
+from headrace.ops.rows8.reference import quantize_rows
+from headrace.ops.rows8.triton import TritonQuantizeRows
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import Gpu, gpu_at
 
@@ -49,6 +61,9 @@ def shapes(ranks: int) -> dict[str, tuple[int, int]]:
 
 
 SHAPES = shapes(1)  # `--ranks` puts a rank's in their place
+WEIGHT_BYTES: dict[str, float] = dict.fromkeys(
+    SHAPES, 2
+)  # an element; `--weights` makes it 1, but for the head's
 LAYERS = 8  # of a graph; 3.5 GB, so that no weight is still in the cache
 BUDGET_US = 3000.0  # a measurement
 ATTENTION_US = 6.0
@@ -85,6 +100,21 @@ GATED_SWAPPED = {
     32: [(64, 64, 4, 4)],
     64: [(64, 64, 4, 4)],
 }
+# Of four-bit weights in groups: (stages, warps, swap).
+GROUPS = [
+    *((3, 4, True), (4, 4, True), (6, 4, True), (4, 8, True)),
+    *((4, 4, False), (6, 4, False), (4, 2, False)),
+]
+# Of weights and inputs of eight bits: (block_n, block_k, stages, warps, swap).
+EIGHTS = [
+    *((64, 128, 4, 4, True), (64, 256, 4, 4, True), (64, 256, 3, 4, True)),
+    *((128, 128, 4, 4, True), (128, 128, 4, 8, True), (64, 512, 2, 4, True)),
+    *((32, 256, 4, 4, False), (32, 128, 4, 4, False), (64, 256, 3, 4, False)),
+]
+EIGHTS_128 = [
+    *((64, 128, 4, 4, True), (64, 256, 3, 8, True), (128, 128, 3, 8, True), (128, 128, 4, 8, True)),
+    *((64, 128, 4, 8, False), (64, 256, 3, 8, False), (32, 256, 3, 4, False)),
+]
 PROGRAMS = (190, 600)  # where a sum is split: so many programs at least, at most
 
 
@@ -110,22 +140,53 @@ Choice = dict[str, Setting | None]
 class Bench:
     """Weights on the device, and what is measured with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: str = "bfloat16") -> None:
         self.gpu = gpu_at(torch.device("cuda", 0))
+        self.eight = weights == "fp8"  # whether inputs have eight bits as well
         self.no_pdl = replace(self.gpu, pdl=False)
+        self.scratch = Scratch(torch.device("cuda"))
         self.weights = {
             name: [random(*shape) / shape[1] ** 0.5 for _ in range(2 if name == "head" else LAYERS)]
             for name, shape in SHAPES.items()
         }
+        # By weight: its numbers of 8 bits and a scale a row; the bench then multiplies these.
+        self.coded: dict[int, tuple[Tensor, Tensor]] = {}
+        self.groups: dict[int, groups.Groups] = {}
+        if weights != "bfloat16":
+            for name, some in self.weights.items():
+                for i, weight in enumerate(some if name != "head" else ()):
+                    if weights == "int4":
+                        made = grouped(weight)
+                        some[i] = made.dequantize().to(torch.bfloat16)
+                        self.groups[some[i].data_ptr()] = groups.pack(
+                            made, torch.bfloat16, self.scratch
+                        )
+                    else:
+                        codes, scales = coded(weight, weights)
+                        some[i] = codes.to(torch.bfloat16).mul_(scales[:, None])
+                        self.coded[some[i].data_ptr()] = codes, scales
         self.norm = torch.ones(WIDTH, device="cuda", dtype=torch.bfloat16)
-        self.scratch = Scratch(torch.device("cuda"))
         self.turns = 0
 
     # === settings ===
 
     def candidates(self, name: str, rows: int) -> list[Setting]:
         outputs = SHAPES[name][0]
-        bucket = BUCKETS[bucket_of(rows)]
+        bucket = 128 if rows > ROWS_MAX else BUCKETS[bucket_of(rows)]
+        if self.eight and name != "head":
+            return self._vectors(name) * (rows == 1) + [
+                Setting(max(bucket, 16), n, k, stages, split, warps, swap)
+                for n, k, stages, warps, swap in (EIGHTS_128 if bucket == 128 else EIGHTS)
+                for split in (1, 2, 4, 8)
+                if PROGRAMS[0] <= outputs // n * split <= PROGRAMS[1] or split == 1
+            ]
+        if self.groups and name != "head":
+            return [
+                Setting(max(bucket, 16), 64, 128, stages, split, warps, swap)
+                for stages, warps, swap in GROUPS
+                for split in (1, 2, 4, 8)
+                if PROGRAMS[0] <= outputs // 64 * split <= PROGRAMS[1] or split == 1
+            ]
         made = self._vectors(name) if bucket == 1 else []
         kinds = [(s, True) for s in SWAPPED.get(bucket, [])]
         kinds += [(s, False) for s in STRAIGHT.get(bucket, [])]
@@ -133,7 +194,7 @@ class Bench:
             tiles = outputs // block_n
             splits = [s for s in (1, 2, 4, 8) if PROGRAMS[0] <= tiles * s <= PROGRAMS[1]] or [1]
             made += [Setting(bucket, block_n, block_k, stages, s, warps, swap) for s in splits]
-        if name == "gate_up" and bucket > 1:
+        if name == "gate_up" and 1 < bucket <= ROWS_MAX:
             for *kind, warps in GATED_SWAPPED[bucket]:
                 made.append(Setting(bucket, *kind, warps=warps, swap=True, gated=True))
         return made
@@ -154,11 +215,26 @@ class Bench:
             made += plain(GATED_VECTORS, True)
         return made
 
-    def multiply(self, name: str, i: int, x: Tensor, setting: Setting | None, gpu: Gpu) -> Tensor:
+    def multiply(
+        self, name: str, i: int, x: Tensor | Rows8, setting: Setting | None, gpu: Gpu
+    ) -> Tensor:
         weight = self.weights[name][i % len(self.weights[name])]
         if setting is None:
-            return F.linear(x, weight)
-        return product(x, weight, None, setting, self.scratch, gpu)
+            return F.linear(x.widened().to(weight.dtype) if isinstance(x, Rows8) else x, weight)
+        if weight.data_ptr() in self.groups:
+            packed = self.groups[weight.data_ptr()]
+            return groups.product(x, packed, None, setting, self.scratch, gpu)
+        codes, scales = self.coded.get(weight.data_ptr(), (weight, None))
+        shared = (None, setting, self.scratch, gpu)
+        if isinstance(x, Rows8):
+            of_x = {"x_scales_M": x.scale_T, "dtype": weight.dtype}
+            return product(x.codes_TX, codes, *shared, scales_N=scales, **of_x)
+        return product(x, codes, *shared, scales_N=scales)
+
+    def inputs(self, name: str, rows: int) -> Tensor | Rows8:
+        """Random rows, as the product with a weight takes them."""
+        x = random(rows, SHAPES[name][1])
+        return quantize_rows(x) if self.eight and name != "head" else x
 
     # === correctness ===
 
@@ -174,7 +250,7 @@ class Bench:
         def compile_one(case: tuple[str, Setting, Gpu]) -> None:
             name, setting, gpu = case
             try:
-                self.multiply(name, 0, random(setting.rows, SHAPES[name][1]), setting, gpu)
+                self.multiply(name, 0, self.inputs(name, setting.rows), setting, gpu)
             except Exception as error:
                 print(f"{name} {short(setting)}: {type(error).__name__} {str(error)[:120]}")
 
@@ -192,19 +268,20 @@ class Bench:
         for name, _, setting in cases:
             self.scratch.reserve(setting, SHAPES[name][0])
         self.compile((name, setting, self.gpu) for name, _, setting in cases)
-        inputs: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        inputs: dict[tuple[str, int], tuple[Tensor | Rows8, Tensor]] = {}
         for name, rows, _ in cases:
             if (name, rows) not in inputs:
-                x = random(rows, SHAPES[name][1])
-                inputs[name, rows] = x, x.float() @ self.weights[name][-1].float().T
+                x = self.inputs(name, rows)
+                wide = x.widened() if isinstance(x, Rows8) else x.float()
+                inputs[name, rows] = x, wide @ self.weights[name][-1].float().T
         return {(n, s) for n, rows, s in cases if not self.right(n, s, *inputs[n, rows])}
 
-    def right(self, name: str, setting: Setting, x: Tensor, expected: Tensor) -> bool:
+    def right(self, name: str, setting: Setting, x: Tensor | Rows8, expected: Tensor) -> bool:
         if setting.gated:
             gate, up = expected.chunk(2, dim=1)
             expected = F.silu(gate) * up
         try:
-            torch.full(expected.shape, float("nan"), dtype=x.dtype, device="cuda")  # poison
+            torch.full(expected.shape, float("nan"), dtype=torch.bfloat16, device="cuda")  # poison
             y = self.multiply(name, -1, x, setting, self.gpu)
             off = (y.float() - expected).abs().max() / expected.abs().max()
             again = self.multiply(name, -1, x, setting, self.gpu)
@@ -219,7 +296,7 @@ class Bench:
     # === times ===
 
     def product_us(self, name: str, rows: int, setting: Setting | None) -> float:
-        x = random(rows, SHAPES[name][1])
+        x = random(rows, SHAPES[name][1]) if setting is None else self.inputs(name, rows)
         copies = len(self.weights[name])
         launches = [lambda i=i: self.multiply(name, i, x, setting, self.gpu) for i in range(copies)]
         return graph_us(launches, 2, BUDGET_US)
@@ -252,11 +329,14 @@ class Bench:
     def layer_us(self, rows: int, choice: Choice, pdl: bool = True, without: str = "") -> float:
         """Microseconds a layer; `without` one of the products, that is computed but once."""
         gpu = self.gpu if pdl else self.no_pdl
-        norm, silu_mul = TritonRmsNorm(gpu), TritonSiluMul(gpu)
-        start, residual = random(rows, WIDTH), random(rows, WIDTH)
+        norm, silu_mul, quantize = TritonRmsNorm(gpu), TritonSiluMul(gpu), TritonQuantizeRows(gpu)
+        add_norm = norm.add_rms_norm_8 if self.eight else norm.add_rms_norm
+        start, residual, wide = random(rows, WIDTH), random(rows, WIDTH), random(rows, MLP_WIDTH)
         kept: dict[str, Tensor] = {}
 
-        def product_of(name: str, i: int, x: Tensor) -> Tensor:
+        def product_of(name: str, i: int, x: Tensor | Rows8) -> Tensor:
+            if isinstance(x, Rows8) and choice[name] is None:
+                x = start if name != "down" else wide  # cuBLAS multiplies 16 bits
             if name != without:
                 return self.multiply(name, i, x, choice[name], gpu)
             if name not in kept:
@@ -269,20 +349,41 @@ class Bench:
         def layers() -> None:
             x, r = start, residual
             for i in range(LAYERS):
-                h, r = norm.add_rms_norm(x, r, self.norm, EPS)
+                h, r = add_norm(x, r, self.norm, EPS)
                 qkv = product_of("qkv", i, h)
                 self.rope(qkv, gpu)
                 a = self.attention(qkv, gpu)
-                x = product_of("o", i, a)
-                h, r = norm.add_rms_norm(x, r, self.norm, EPS)
+                x = product_of("o", i, quantize(a) if self.eight else a)
+                h, r = add_norm(x, r, self.norm, EPS)
                 act = product_of("gate_up", i, h)
-                x = product_of("down", i, act if gated else silu_mul(act))
+                if not gated:
+                    act = silu_mul.rows8(act) if self.eight else silu_mul(act)
+                x = product_of("down", i, act)
 
         return graph_us([layers], 1, 2 * BUDGET_US) / LAYERS
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
+def coded(weight: Tensor, weights: str) -> tuple[Tensor, Tensor]:
+    """A weight in numbers of 8 bits, `fp8` or `int8`, and the scale of each row."""
+    dtype, most = (torch.float8_e4m3fn, 448.0) if weights == "fp8" else (torch.int8, 127.0)
+    scales = weight.abs().amax(1).float() / most
+    codes = weight.float() / scales[:, None]
+    return (codes if dtype.is_floating_point else codes.round()).to(dtype), scales
+
+
+def grouped(weight: Tensor) -> CodedWeight:
+    """A weight in integers of four bits, a scale for each 128 inputs."""
+    parted = weight.float().view(weight.shape[0], -1, 128)
+    scales = parted.abs().amax(2) / 7
+    numbers = (parted / scales.unsqueeze(2)).round().add(8).to(torch.uint8).flatten(1)
+    zeros = torch.full_like(scales, 8.0)
+    return CodedWeight(
+        Kind.INT4, pack_halves(numbers), scales.half().float(), 128, weight.shape[1], zeros
+    )
 
 
 def short(setting: Setting | None) -> str:
@@ -298,7 +399,7 @@ def short(setting: Setting | None) -> str:
 
 
 def limit_us(name: str) -> float:
-    return SHAPES[name][0] * SHAPES[name][1] * 2 / BYTES_PER_SECOND * 1e6
+    return SHAPES[name][0] * SHAPES[name][1] * WEIGHT_BYTES[name] / BYTES_PER_SECOND * 1e6
 
 
 Ranked = dict[tuple[str, int], list[Setting]]
@@ -359,6 +460,8 @@ CHAINED = ("gate_up", "down", "qkv", "o")  # in the order in which they are sett
 
 def table(rows: int) -> Choice:
     """What the table of settings says."""
+    if rows > ROWS_MAX:
+        return dict.fromkeys(CHAINED)
     found: Choice = {name: best(*SHAPES[name])[bucket_of(rows)] for name in CHAINED}
     outputs, inputs = SHAPES["gate_up"]
     gated = best_gated(outputs // 2, inputs)[bucket_of(rows)]
@@ -429,11 +532,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--ranks", type=int, default=1, help="whose share of the weights to take")
+    parser.add_argument(
+        "--weights", choices=["bfloat16", "fp8", "int8", "int4"], default="bfloat16"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     SHAPES.update(shapes(args.ranks))
     began = time.perf_counter()
-    bench = Bench()
+    if args.weights != "bfloat16":
+        WEIGHT_BYTES.update(dict.fromkeys(CHAINED, 0.53 if args.weights == "int4" else 1))
+    bench = Bench(args.weights)
     cases = [(n, rows, s) for rows in args.rows for n in SHAPES for s in bench.candidates(n, rows)]
     failed = bench.check(cases)
     print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
@@ -441,7 +549,7 @@ def main() -> None:
     print(f"{time.perf_counter() - began:.1f} s")
     layers, chosen = together(bench, ranked, args.rows)
     for rows in args.rows:
-        chosen[rows] |= {"head": next(iter(ranked["head", rows]), None)}
+        chosen[rows] |= {"head": next(iter(ranked.get(("head", rows), [])), None)}
         print(f"head {rows}: {chosen[rows]['head']}")
     if args.json:
         settings = {

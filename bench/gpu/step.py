@@ -4,6 +4,8 @@
     bench/gpu/step.py --dummy                       Llama-3.1-8B's shape, random weights
     bench/gpu/step.py --model FOLDER --batches 1 64 --profile 64
     bench/gpu/step.py --dummy --ranks 2             divided over two GPUs, rank 0 tells
+    bench/gpu/step.py --dummy --weights gptq        as a checkpoint of four bits in groups of 128
+    bench/gpu/step.py --dummy --weights fp8         quantized on load, as --quantize fp8 does
 
 Decode: so many sequences of `--context` tokens, two plans in flight as the router keeps them. Wall
 time a step, the device's own time for it, and the difference, which is what the host costs. With
@@ -56,13 +58,21 @@ class Place:
             print(what, flush=True)
 
 
+@dataclass(frozen=True)
+class LoadHow:
+    """How weights come."""
+
+    load_format: str
+    quantize: str
+
+
 class Server:
     """An executor, driven as the router drives it."""
 
-    def __init__(self, place: Place, folder: Path, load_format: str, rows: int, slots: int) -> None:
+    def __init__(self, place: Place, folder: Path, how: LoadHow, rows: int, slots: int) -> None:
         self._results: queue.Queue[bytes | str] = queue.Queue()
         self._executor = Executor(
-            lambda: load(place, folder, load_format),
+            lambda: load(place, folder, how),
             NoTracer(),
             self._results.put,
             self._results.put,
@@ -182,12 +192,14 @@ def i32(values: list[int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def load(place: Place, folder: Path, load_format: str) -> Engine:
+def load(place: Place, folder: Path, how: LoadHow) -> Engine:
     """A rank's engine, on its GPU."""
     device = open_device("cuda", place.rank)
     device.start()
     comm = join_group(device, place.rank, place.size, place.address, RESULT_S)
-    return load_engine(folder, device, load_format=load_format, comm=comm)
+    return load_engine(
+        folder, device, load_format=how.load_format, quantize=how.quantize, comm=comm
+    )
 
 
 def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[str, Any]:
@@ -224,12 +236,17 @@ def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[st
     }
 
 
-def write_config(folder: Path) -> None:
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+
+
+def write_config(folder: Path, weights: str) -> None:
     """That of Llama-3.1-8B, as the checkpoints for speed tests have it."""
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     from random_checkpoint import SHAPES
 
     config = SHAPES["llama-3.1-8b"] | {"torch_dtype": "bfloat16"}
+    if weights == "gptq":
+        config["quantization_config"] = GPTQ
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -245,6 +262,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512, help="tokens before the first step")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--profile", type=int, nargs="*", default=[], help="batches to look into")
+    parser.add_argument(
+        "--weights", default="", help="gptq, with --dummy, or what --quantize takes: fp8, eetq, ..."
+    )
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that the model is divided over")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -266,10 +286,11 @@ def measure(options: argparse.Namespace, place: Place) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.model or Path(made)
         if options.dummy:
-            write_config(folder)
+            write_config(folder, options.weights)
         largest = max([*options.batches, *options.profile, 1])
         load_format = "dummy" if options.dummy else "auto"
-        server = Server(place, folder, load_format, largest, largest + 8)
+        quantize = "" if options.weights == "gptq" else options.weights
+        server = Server(place, folder, LoadHow(load_format, quantize), largest, largest + 8)
     rows: list[dict[str, Any]] = []
     room = 2 * options.steps + 64
     for tokens in options.prefills:

@@ -204,8 +204,10 @@ def keep_kernels(folder: Path | None = None) -> None:
     if folder is not None:
         os.environ["TRITON_CACHE_DIR"] = str(folder)
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(cache) / "headrace" / "triton"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "headrace"
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    os.environ.setdefault("HUMMING_CACHE_DIR", str(cache / "humming"))
+    os.environ.setdefault("HUMMING_TMP_DIR", str(cache / "humming" / "tmp"))
     if SHIPPED_KERNELS.is_dir():
         os.environ.setdefault("TRITON_CACHE_MANAGER", "headrace.ahead.shipped:ShippedFirst")
 

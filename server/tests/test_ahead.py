@@ -72,6 +72,8 @@ def test_a_rehearsal_of_a_group_finds_what_sums_over_ranks(told: dict[str, Any])
 
 def test_a_rehearsal_finds_what_multiplies_codes(told: dict[str, Any]) -> None:
     assert len(told["coded"]) == 5
+    # A library multiplies the small weights of these tests in eight bits.
+    assert told["coded"].pop("fp8") == ["rows8_kernel"]
     for names in told["coded"].values():
         assert names == ["coded_tiles_kernel", "widen_kernel"]
 

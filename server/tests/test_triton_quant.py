@@ -16,8 +16,14 @@ from coded_weights import CODES, coded, numbers_of, rows_of
 from device_here import DEVICE, device_gpu
 
 from conftest import CUDA
+from headrace.ops.matmul.settings import Setting
+from headrace.ops.matmul.skinny import Scratch
+from headrace.ops.quant_matmul import channels, groups
 from headrace.ops.quant_matmul.base import CodedWeight
+from headrace.ops.quant_matmul.settings import BUCKETS
 from headrace.ops.quant_matmul.triton import ROWS_MAX, TritonCodedMatmul
+from headrace.ops.rows8.reference import quantize_rows
+from headrace.ops.triton import FP8_CAPABILITY
 
 # Relative to the largest value: weights are rounded to the dtype (the interpreter rounds bfloat16
 # down), and so is the result.
@@ -84,5 +90,84 @@ def test_activations_may_have_any_dtype(dtype: torch.dtype) -> None:
 def test_weights_are_widened_to_their_numbers(codes: str) -> None:
     weight = coded(codes, 37, 150, 32)
     matmul = TritonCodedMatmul(device_gpu())
-    weight_YI = matmul.widen(matmul.pack(here(weight)), torch.float32)
+    weight_YI = matmul.widen(matmul.pack_codes(here(weight)), torch.float32)
     torch.testing.assert_close(weight_YI.cpu().double(), numbers_of(weight), rtol=1e-6, atol=1e-7)
+
+
+def symmetric(weight: CodedWeight) -> CodedWeight:
+    """The weight with all zero points in the middle, and scales that float16 has."""
+    zeros = torch.full_like(weight.scales_YG, 8.0)
+    return replace(weight, zeros_YG=zeros, scales_YG=weight.scales_YG.half().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("same", [False, True], ids=["zeros", "symmetric"])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "group"), [(64, 256, 128), (70, 384, 128), (130, 256, 256)]
+)
+def test_groups_of_four_bits_are_multiplied_tile_by_tile(
+    outputs: int, inputs: int, group: int, same: bool, dtype: torch.dtype
+) -> None:
+    if dtype == torch.bfloat16 and not CUDA:
+        pytest.skip("the interpreter multiplies the bits of bfloat16 matrices, not their values")
+    weight = coded("int4", outputs, inputs, group)
+    weight = symmetric(weight) if same else weight
+    assert groups.refusal(weight, dtype) is None
+    gpu, scratch = device_gpu(), Scratch(DEVICE)
+    packed = groups.pack(here(weight), dtype, scratch)
+    assert (packed.less_GN is None) == same and (packed.scales_GN.dtype == torch.float16) == same
+    for rows in (1, 16, 17, ROWS_MAX, ROWS_MAX + 1):
+        x_TI, bias_Y = rows_of(rows, inputs, dtype), torch.randn(outputs).to(dtype)
+        expected_TY = x_TI.double() @ numbers_of(weight).T + bias_Y.double()
+        y_TY = groups.multiply(x_TI.to(DEVICE), packed, bias_Y.to(DEVICE), scratch, gpu)
+        assert_near(y_TY, expected_TY, dtype)
+        for split, swap in ((1, True), (2, False), (3, True)):
+            setting = Setting(64, 64, 128, 2, split, swap=swap, prefetch=16)
+            scratch.reserve(setting, outputs)
+            if rows <= ROWS_MAX:
+                y_TY = groups.product(
+                    x_TI.to(DEVICE), packed, bias_Y.to(DEVICE), setting, scratch, gpu
+                )
+                assert_near(y_TY, expected_TY, dtype)
+                assert not scratch.arrived.any()
+
+
+def test_groups_refuse_what_they_cannot_read() -> None:
+    assert "no integers" in (groups.refusal(coded("nf4", 64, 128, 64), torch.float16) or "")
+    assert "multiple" in (groups.refusal(coded("int4", 64, 192, 64), torch.float16) or "")
+    assert "groups of 64" in (groups.refusal(coded("int4", 64, 256, 64), torch.float16) or "")
+    assert "float32" in (groups.refusal(coded("int4", 64, 128, 128), torch.float32) or "")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 256), (4096, 4096), (272, 1024)])
+def test_eight_bit_floats_multiply_rows_of_eight_bits(
+    outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    if not CUDA or device_gpu().capability < FP8_CAPABILITY:
+        pytest.skip("the tensor cores of a device multiply eight-bit floats, no interpreter")
+    weight = here(coded("e4m3", outputs, inputs, inputs))
+    matmul = TritonCodedMatmul(device_gpu(), dtype)
+    packed = matmul.pack(weight)
+    assert matmul.takes_rows8(packed)
+    weight_YI = weight.columns_YI()
+    for rows in (1, 2, *BUCKETS[1:], 130, 400):
+        x_TI, bias_Y = rows_of(rows, inputs, dtype).to(DEVICE), torch.randn(outputs).to(dtype)
+        rows8 = quantize_rows(x_TI)
+        expected_TY = (rows8.widened() @ weight_YI.T).cpu().double()
+        assert_near(matmul.apply(rows8, packed, None), expected_TY, dtype)
+        # A number half way between two of eight bits may fall to either side.
+        near = matmul.apply(x_TI, packed, None).cpu().double() - expected_TY
+        assert near.abs().max() <= 3e-2 * expected_TY.abs().max()
+        y_TY = matmul.apply(rows8, packed, bias_Y.to(DEVICE))
+        assert_near(y_TY, expected_TY + bias_Y.double(), dtype)
+
+
+def test_channels_refuse_what_they_cannot_multiply() -> None:
+    good = coded("e4m3", 64, 128, 128)
+    assert channels.refusal(good, torch.bfloat16) is None
+    assert "float32" in (channels.refusal(good, torch.float32) or "")
+    assert "e4m3" in (channels.refusal(coded("e5m2", 64, 128, 128), torch.bfloat16) or "")
+    assert "more scales" in (channels.refusal(coded("e4m3", 64, 128, 64), torch.bfloat16) or "")
+    assert "multiples" in (channels.refusal(coded("e4m3", 60, 128, 128), torch.bfloat16) or "")

@@ -28,6 +28,9 @@ from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.rope import QkNorm, QkvLayout
 from headrace.ops.rope import reference as rope_reference
 from headrace.ops.rope.triton import TritonRope
+from headrace.ops.rows8 import Rows8
+from headrace.ops.rows8 import reference as rows8
+from headrace.ops.rows8.triton import TritonQuantizeRows
 from headrace.ops.silu_mul import reference as silu_mul_reference
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import Gpu
@@ -335,6 +338,21 @@ def test_activations_wait_for_what_they_read(hopper: Gpu) -> None:
 
 
 @gpu
+def test_rows_of_eight_bits_wait_for_what_they_read(hopper: Gpu) -> None:
+    norm, weight = TritonRmsNorm(hopper), random(4096, dtype=torch.bfloat16, seed=2)
+    inputs = [random(8, 4096, dtype=torch.bfloat16, seed=seed) for seed in (0, 1)]
+
+    def bits(rows: Rows8) -> list[Tensor]:
+        return [rows.codes_TX.view(torch.uint8), rows.scale_T]
+
+    behind_a_late_write(inputs[:1], lambda t: bits(TritonQuantizeRows(hopper)(t[0])))
+    behind_a_late_write(inputs[:1], lambda t: bits(norm.rms_norm_8(t[0], weight, 1e-5)))
+    behind_a_late_write(inputs, lambda t: bits(norm.add_rms_norm_8(t[0], t[1], weight, 1e-5)[0]))
+    wide = [random(8, 2 * 14336, dtype=torch.bfloat16)]
+    behind_a_late_write(wide, lambda t: bits(TritonSiluMul(hopper).rows8(t[0])))
+
+
+@gpu
 def test_rotations_wait_for_what_they_read(hopper: Gpu) -> None:
     layout = QkvLayout(32, 8, 128)
     qkv = random(8, layout.columns, dtype=torch.bfloat16)
@@ -364,3 +382,43 @@ def test_decode_inputs_wait_for_what_they_read(hopper: Gpu) -> None:
     inputs = [slots, start, last_token, table, cos_sin]
     ops = TritonDecodeInputs(hopper)
     behind_a_late_write(inputs, lambda t: list(ops(t[0], t[1], t[2], t[3], t[4], 4)))
+
+
+def assert_same_rows(actual: Rows8, expected: Rows8) -> None:
+    torch.testing.assert_close(actual.scale_T, expected.scale_T, rtol=1e-6, atol=0)
+    codes, wanted = actual.codes_TX.float(), expected.codes_TX.float()
+    if CUDA:
+        # A number half way between two may fall to either side: sums differ in their last bits.
+        assert (codes != wanted).float().mean() < 1e-3
+        torch.testing.assert_close(codes, wanted, rtol=0.13, atol=0.002)
+    else:
+        # Rounding up to a power of two, the interpreter forgets to raise the exponent.
+        close = (codes - wanted).abs() <= 0.13 * wanted.abs() + 0.002
+        assert (close | (codes == wanted / 2)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 70), (5, 4096)])
+def test_rows_of_eight_bits_are_the_reference_s(shape: tuple[int, int]) -> None:
+    x_TX = random(*shape, dtype=torch.float16)
+    x_TX[0, 1:] = 0
+    assert_same_rows(TritonQuantizeRows(device_gpu())(x_TX), rows8.quantize_rows(x_TX))
+    zeros = TritonQuantizeRows(device_gpu())(torch.zeros_like(x_TX))
+    assert not zeros.widened().any()
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 70), (5, 4096)])
+def test_norms_end_in_rows_of_eight_bits(shape: tuple[int, int]) -> None:
+    ops = TritonRmsNorm(device_gpu())
+    x_TD, residual_TD = (random(*shape, dtype=torch.float16, seed=seed) for seed in (0, 1))
+    weight_D = random(shape[1], dtype=torch.float16, seed=2)
+    assert_same_rows(ops.rms_norm_8(x_TD, weight_D, 1e-5), rows8.rms_norm(x_TD, weight_D, 1e-5))
+    expected, stream = rows8.add_rms_norm(x_TD, residual_TD, weight_D, 1e-5)
+    actual, made = ops.add_rms_norm_8(x_TD, residual_TD, weight_D, 1e-5)
+    assert_same_rows(actual, expected)
+    assert torch.equal(made, stream)
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (3, 70), (2, 9000)])
+def test_activations_end_in_rows_of_eight_bits(shape: tuple[int, int]) -> None:
+    gate_up = random(shape[0], 2 * shape[1], dtype=torch.float16)
+    assert_same_rows(TritonSiluMul(device_gpu()).rows8(gate_up), rows8.silu_mul(gate_up))

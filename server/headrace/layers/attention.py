@@ -12,6 +12,7 @@ from headrace.layers.build import Build, even, kv_share
 from headrace.layers.linear import ColumnLinear, RowLinear
 from headrace.layers.step import StepContext
 from headrace.ops.rope import QkNorm, QkvLayout
+from headrace.ops.rows8 import Rows8
 from headrace.quant import Declares, Part, Split
 
 
@@ -68,7 +69,7 @@ class Attention(Declares):
         if self.qk_norm is not None and self._eps is not None:
             self._norm = QkNorm(self.qk_norm.q, self.qk_norm.k, self._eps)
 
-    def forward(self, x_TD: Tensor, cos_sin_TE: Tensor, step: StepContext) -> Tensor:
+    def forward(self, x_TD: Tensor | Rows8, cos_sin_TE: Tensor, step: StepContext) -> Tensor:
         """Writes the step's keys and values to the cache, then attends.
 
         Returns: y_TD, new, this rank's share of the sum.

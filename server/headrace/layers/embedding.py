@@ -10,6 +10,7 @@ from torch import Tensor
 from headrace.comm.base import Comm
 from headrace.layers.build import Build
 from headrace.layers.linear import ColumnLinear
+from headrace.ops.rows8 import Rows8
 from headrace.quant import Declares, Split
 
 
@@ -50,7 +51,7 @@ class VocabHead(ColumnLinear):
         self.stride = part.size * build.comm.size
         self._is_padded = self.columns != part.size
 
-    def forward(self, x_TX: Tensor, out_TC: Tensor | None = None) -> Tensor:
+    def forward(self, x_TX: Tensor | Rows8, out_TC: Tensor | None = None) -> Tensor:
         """Returns logits_TC in the model's dtype, C being `columns`; in `out_TC`, if given."""
         if out_TC is not None and not self._is_padded:
             method = self.method

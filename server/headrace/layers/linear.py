@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from headrace.layers.build import Build
+from headrace.ops.rows8 import Rows8
 from headrace.quant import Declares, LinearMethod, LinearShape, Part, Plain, QuantFormat
 
 
@@ -43,7 +44,12 @@ class Linear(Declares):
         self.method = self._format.method(self, self._shape, self._build.ops)
         self.saved_bytes = stored - self.method.nbytes
 
-    def forward(self, x_TX: Tensor) -> Tensor:
+    @property
+    def takes_rows8(self) -> bool:
+        """Whether inputs should come as rows of eight bits."""
+        return self.method.takes_rows8  # pyright: ignore[reportOptionalMemberAccess]
+
+    def forward(self, x_TX: Tensor | Rows8) -> Tensor:
         """Returns this rank's y_TY."""
         return self.method.apply(x_TX)  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -54,7 +60,7 @@ class ColumnLinear(Linear):
     def __init__(self, build: Build, width: int, outputs: tuple[Part, ...], bias: bool) -> None:
         super().__init__(build, LinearShape(outputs, Part.whole(width), bias))
 
-    def gated(self, x_TX: Tensor) -> Tensor | None:
+    def gated(self, x_TX: Tensor | Rows8) -> Tensor | None:
         """Returns silu of the first half of this rank's outputs, times the second half; None where
         that is not one operation."""
         return self.method.apply_gated(x_TX)  # pyright: ignore[reportOptionalMemberAccess]

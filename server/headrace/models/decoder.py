@@ -25,10 +25,12 @@ class Block(nn.Module):
 
     def __init__(self, build: Build, spec: ModelSpec, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RmsNorm(build, spec.width, spec.norm_eps)
-        self.attention = Attention(build, spec.attention(layer), layer)
-        self.mlp_norm = RmsNorm(build, spec.width, spec.norm_eps)
-        self.mlp = GatedMlp(build, spec.width, spec.mlp_width, spec.mlp_bias)
+        attention = Attention(build, spec.attention(layer), layer)
+        mlp = GatedMlp(build, spec.width, spec.mlp_width, spec.mlp_bias)
+        self.attention_norm = RmsNorm(build, spec.width, spec.norm_eps, feeds=attention.qkv)
+        self.attention = attention
+        self.mlp_norm = RmsNorm(build, spec.width, spec.norm_eps, feeds=mlp.gate_up)
+        self.mlp = mlp
 
     def forward(
         self, x_TD: Tensor, residual_TD: Tensor | None, cos_sin_TE: Tensor, step: StepContext
@@ -68,8 +70,8 @@ class Decoder(nn.Module):
         self.embed = VocabEmbedding(build, spec.vocab_size, spec.width)
         self.rotary = Rotary(spec.rope)
         self.blocks = nn.ModuleList(recipe.block(build, spec, i) for i in range(spec.layers))
-        self.norm = RmsNorm(build, spec.width, spec.norm_eps)
         self.head = VocabHead(build, spec.vocab_size, spec.width)
+        self.norm = RmsNorm(build, spec.width, spec.norm_eps, feeds=self.head)
         # Of parameters, before packing takes weights out of them.
         self.weight_bytes = 0
         self.whole_step: WholeStep | None = None

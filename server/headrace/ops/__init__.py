@@ -21,6 +21,7 @@ from headrace.ops import (
     reduce_norm,
     rms_norm,
     rope,
+    rows8,
     silu_mul,
 )
 from headrace.ops.base import Choice, OpSpec, choose
@@ -30,6 +31,7 @@ from headrace.ops.paged_attention import AttentionBackend
 from headrace.ops.quant_matmul import CodedMatmul, Kind
 from headrace.ops.reduce_norm import MakeReduceNorm
 from headrace.ops.rope import RopeAndKvWrite
+from headrace.ops.rows8 import Rows8Ops
 
 if TYPE_CHECKING:
     from headrace.device.base import Device
@@ -47,6 +49,7 @@ class OpTable:
     rope: Callable[[Tensor, Tensor], Tensor]
     rope_and_kv_write: RopeAndKvWrite
     silu_mul: Callable[[Tensor], Tensor]
+    rows8: Rows8Ops
     kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     paged_attention: AttentionBackend
     matmul: MatmulBackend
@@ -68,6 +71,7 @@ _FOLDERS = {
     "reduce_norm": reduce_norm.CANDIDATES,
     "rope": rope.CANDIDATES,
     "silu_mul": silu_mul.CANDIDATES,
+    "rows8": rows8.CANDIDATES,
     "kv_write": kv_write.CANDIDATES,
     "paged_attention": paged_attention.CANDIDATES,
     "matmul": matmul.CANDIDATES,
@@ -86,7 +90,8 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
     choices: list[Choice] = []
     for op, candidates in _FOLDERS.items():
         made[op], choice = choose(op, candidates, spec, device, reference)
-        choices.append(choice)
+        if op != "rows8" or Kind.FP8.value in spec.coded:
+            choices.append(choice)
     coded: dict[Kind, CodedMatmul] = {}
     for kind, candidates in quant_matmul.CANDIDATES.items():
         coded[kind], choice = choose(kind.value, candidates, spec, device, reference)
@@ -99,6 +104,7 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
         rope=made["rope"].rope,
         rope_and_kv_write=made["rope"].rope_and_kv_write,
         silu_mul=made["silu_mul"],
+        rows8=made["rows8"],
         kv_write=made["kv_write"],
         paged_attention=made["paged_attention"],
         matmul=made["matmul"],

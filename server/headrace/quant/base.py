@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headrace.errors import ConfigError
 from headrace.ops.quant_matmul import Kind
+from headrace.ops.rows8 import Rows8
 from headrace.quant.parameter import Declares, Part
 
 if TYPE_CHECKING:
@@ -43,20 +44,22 @@ class LinearMethod(Protocol):
 
     Attributes:
         nbytes: of the weight.
+        takes_rows8: whether `apply` is faster with rows of eight bits, and takes those.
     """
 
     nbytes: int
+    takes_rows8: bool
 
-    def apply(self, x_TX: Tensor) -> Tensor:
+    def apply(self, x_TX: Tensor | Rows8) -> Tensor:
         """Returns y_TY, new, without what other ranks would add to it."""
         ...
 
-    def apply_gated(self, x_TX: Tensor) -> Tensor | None:
+    def apply_gated(self, x_TX: Tensor | Rows8) -> Tensor | None:
         """Returns silu(gate_TF) · up_TF, new, where apply(x_TX) is [gate_TF, up_TF] side by side;
         None where product and activation are two operations."""
         ...
 
-    def apply_into(self, x_TX: Tensor, out_TY: Tensor) -> bool:
+    def apply_into(self, x_TX: Tensor | Rows8, out_TY: Tensor) -> bool:
         """Overwrites `out_TY`, contiguous, with what `apply` returns; False: it cannot."""
         ...
 

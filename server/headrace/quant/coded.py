@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace.ops.quant_matmul.base import CodedWeight, Kind, halves, pack_halves
+from headrace.ops.rows8 import Rows8, in_model_dtype
 from headrace.quant.base import LinearShape
 from headrace.quant.parameter import Declares, Split
 
@@ -31,17 +32,18 @@ class CodedMethod:
         self._inputs = weight.inputs
         self._device = weight.codes.device
         self.packed: Any = matmul.pack(weight)
+        self.takes_rows8 = matmul.takes_rows8(self.packed)
         self.bias_Y = bias_Y
         self._apply = matmul.apply
 
-    def apply(self, x_TX: Tensor) -> Tensor:
+    def apply(self, x_TX: Tensor | Rows8) -> Tensor:
         return self._product(x_TX, self.bias_Y)
 
-    def apply_gated(self, x_TX: Tensor) -> Tensor | None:
+    def apply_gated(self, x_TX: Tensor | Rows8) -> Tensor | None:
         del x_TX
         return None
 
-    def apply_into(self, x_TX: Tensor, out_TY: Tensor) -> bool:
+    def apply_into(self, x_TX: Tensor | Rows8, out_TY: Tensor) -> bool:
         del x_TX, out_TY
         return False
 
@@ -49,27 +51,29 @@ class CodedMethod:
         # The packed layout is the backend's secret: the unit matrix brings the weight back.
         return self._product(torch.eye(self._inputs, device=self._device), None).T
 
-    def _product(self, x_TX: Tensor, bias_Y: Tensor | None) -> Tensor:
+    def _product(self, x_TX: Tensor | Rows8, bias_Y: Tensor | None) -> Tensor:
         if self.order_I is not None:
-            x_TX = x_TX.index_select(1, self.order_I)
+            x_TX = in_model_dtype(x_TX).index_select(1, self.order_I)
         return self._apply(x_TX, self.packed, bias_Y)
 
 
 class JoinedMethod:
     """Projections that were to be fused, but take their inputs in orders of their own."""
 
+    takes_rows8 = False
+
     def __init__(self, parts: list[CodedMethod]) -> None:
         self._parts = parts
         self.nbytes = sum(part.nbytes for part in parts)
 
-    def apply(self, x_TX: Tensor) -> Tensor:
+    def apply(self, x_TX: Tensor | Rows8) -> Tensor:
         return torch.cat([part.apply(x_TX) for part in self._parts], dim=1)
 
-    def apply_gated(self, x_TX: Tensor) -> Tensor | None:
+    def apply_gated(self, x_TX: Tensor | Rows8) -> Tensor | None:
         del x_TX
         return None
 
-    def apply_into(self, x_TX: Tensor, out_TY: Tensor) -> bool:
+    def apply_into(self, x_TX: Tensor | Rows8, out_TY: Tensor) -> bool:
         del x_TX, out_TY
         return False
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.ops.matmul.base import GatedMatmul, IntoMatmul
+from headrace.ops.rows8 import Rows8, in_model_dtype
 from headrace.quant.base import LinearShape
 from headrace.quant.parameter import Declares, Split
 
@@ -22,6 +23,7 @@ class PlainMethod:
     """A packed weight and its bias."""
 
     order_I = None  # Inputs are multiplied in their own order.
+    takes_rows8 = False
 
     def __init__(self, weight_YX: Tensor, bias_Y: Tensor | None, matmul: MatmulBackend) -> None:
         self.nbytes = weight_YX.nbytes
@@ -34,16 +36,18 @@ class PlainMethod:
         self._into = matmul if isinstance(matmul, IntoMatmul) and bias_Y is None else None
         self._gated = matmul if isinstance(matmul, GatedMatmul) and bias_Y is None else None
 
-    def apply(self, x_TX: Tensor) -> Tensor:
-        return self._apply(x_TX, self.packed, self.bias_Y)
+    def apply(self, x_TX: Tensor | Rows8) -> Tensor:
+        return self._apply(in_model_dtype(x_TX), self.packed, self.bias_Y)
 
-    def apply_gated(self, x_TX: Tensor) -> Tensor | None:
-        return None if self._gated is None else self._gated.apply_gated(x_TX, self.packed)
+    def apply_gated(self, x_TX: Tensor | Rows8) -> Tensor | None:
+        if self._gated is None:
+            return None
+        return self._gated.apply_gated(in_model_dtype(x_TX), self.packed)
 
-    def apply_into(self, x_TX: Tensor, out_TY: Tensor) -> bool:
+    def apply_into(self, x_TX: Tensor | Rows8, out_TY: Tensor) -> bool:
         if self._into is None:
             return False
-        self._into.apply_into(x_TX, self.packed, out_TY)
+        self._into.apply_into(in_model_dtype(x_TX), self.packed, out_TY)
         return True
 
     def dequantize(self) -> Tensor:

@@ -10,7 +10,7 @@ from headrace.comm import Comm, SingleComm
 from headrace.device import Device
 from headrace.engine import Engine, Preparation
 from headrace.load import engine_of
-from headrace.models import load_model, read_spec
+from headrace.models import load_model, read_scheme, read_spec
 from headrace.ops import select
 from headrace.prepare import graph_sizes
 from headrace.runner import Runner
@@ -23,21 +23,30 @@ def load(
     dtype: torch.dtype | None = None,
     comm: Comm | None = None,
     load_format: str = "auto",
+    quantize: str = "",
     reference: bool = False,
 ) -> Engine:
     """Loads a folder's model in the calling thread, which thereby owns the device.
 
     Args:
         dtype: None takes the device's own choice.
+        quantize: see `quant.detect`.
         reference: whether to take the reference operations, and no graphs.
     """
     device.start()
     comm = comm or SingleComm()
     spec = read_spec(folder)
     dtype = dtype or device.default_dtype(spec.checkpoint_dtype).dtype
-    table = select(spec.op_spec(dtype, comm.size), device, reference)
+    scheme = read_scheme(folder, quantize)
+    table = select(spec.op_spec(dtype, comm.size, scheme), device, reference)
     model = load_model(
-        folder, device=device, dtype=dtype, comm=comm, ops=table, load_format=load_format
+        folder,
+        device=device,
+        dtype=dtype,
+        comm=comm,
+        ops=table,
+        load_format=load_format,
+        quantize=quantize,
     )
     return engine_of(
         model,

@@ -41,7 +41,7 @@ _ASK_FOR_ROWS = tl.constexpr(
 
 
 @triton.jit
-def _prefetch(w, rows, row_bytes, asked_bytes):
+def prefetch(w, rows, row_bytes, asked_bytes):
     """Asks the L2 for the first `asked_bytes` of `rows` rows (at most one a thread) from `w` on.
 
     All numbers of bytes and the address are multiples of 16.
@@ -50,7 +50,12 @@ def _prefetch(w, rows, row_bytes, asked_bytes):
     tl.inline_asm_elementwise(
         _ASK_FOR_ROWS,  # pyright: ignore[reportArgumentType]
         "=r,l,r,r,r",
-        [w.to(tl.int64), rows.to(tl.int32), row_bytes.to(tl.int32), asked_bytes.to(tl.int32)],
+        [
+            w.to(tl.int64),
+            tl.cast(rows, tl.int32),
+            tl.cast(row_bytes, tl.int32),
+            tl.cast(asked_bytes, tl.int32),
+        ],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
@@ -66,9 +71,11 @@ def _silu_mul(gate, up, dtype: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["asked_bytes"])
-def vector(  # noqa: PLR0912
+def vector(  # noqa: PLR0912, PLR0915
     x,
+    x_scales,
     w,
+    scales,
     bias,
     y,
     N,
@@ -88,11 +95,15 @@ def vector(  # noqa: PLR0912
     """y[N] = w[N, K] @ x[K] + bias[N]; gated: y[N] = silu(w[:N] @ x) * (w[N:] @ x), w [2 N, K].
 
     Args:
+        x_scales: float32 [M], what a row of x is multiplied with; None for one.
+        w: of the dtype of x, or numbers of 8 bits.
+        scales: float32 [N], gated [2 N], what a row of w is multiplied with; None for one.
         asked_bytes: of each row of its weights, what a program asks for before it waits for x,
             if PREFETCH; a multiple of 16.
         AHEAD: whether the first step's weights are loaded before the wait for x.
         LATE: whether dependents start when the sums are complete, not at once.
     """
+    BYTES: tl.constexpr = w.dtype.element_ty.primitive_bitwidth // 8
     n0 = tl.program_id(0) * BN
     rows = tl.minimum(BN, N - n0)
     w += n0.to(tl.int64) * K
@@ -100,10 +111,10 @@ def vector(  # noqa: PLR0912
     if PDL and not LATE:
         gdc_launch_dependents()
     if PREFETCH:
-        asked_bytes = tl.minimum(asked_bytes, 2 * K)
-        _prefetch(w, rows, 2 * K, asked_bytes)
+        asked_bytes = tl.minimum(asked_bytes, BYTES * K)
+        prefetch(w, rows, BYTES * K, asked_bytes)
         if GATED:
-            _prefetch(w_up, rows, 2 * K, asked_bytes)
+            prefetch(w_up, rows, BYTES * K, asked_bytes)
     n = tl.arange(0, BN)[:, None]
     k = tl.arange(0, BK)[None, :]
     x_other = None if EVEN_K else 0.0
@@ -140,8 +151,17 @@ def vector(  # noqa: PLR0912
 
     i = tl.arange(0, BN)
     total = tl.sum(acc, 1)
+    total_up = tl.sum(acc_up, 1)
+    if x_scales is not None:
+        x_scale = tl.load(x_scales)
+        total *= x_scale
+        total_up *= x_scale
+    if scales is not None:
+        total *= tl.load(scales + n0 + i, mask=i < rows, other=0.0)
+        if GATED:
+            total_up *= tl.load(scales + N + n0 + i, mask=i < rows, other=0.0)
     if GATED:
-        total = _silu_mul(total, tl.sum(acc_up, 1), y.dtype.element_ty)
+        total = _silu_mul(total, total_up, y.dtype.element_ty)
     if bias is not None:
         total += tl.load(bias + n0 + i, mask=i < rows, other=0.0).to(tl.float32)
     tl.store(y + n0 + i, total.to(y.dtype.element_ty), mask=i < rows)
@@ -150,13 +170,64 @@ def vector(  # noqa: PLR0912
 @triton.jit
 def _dot(x_mk, w_nk, acc, SWAP: tl.constexpr):
     """acc + the product; [BN, MB] if swapped, [MB, BN] otherwise."""
+    w_nk = w_nk.to(x_mk.dtype)
     return tl.dot(w_nk, tl.trans(x_mk), acc) if SWAP else tl.dot(x_mk, tl.trans(w_nk), acc)
+
+
+@triton.jit
+def sum_and_store(
+    acc,
+    bias,
+    y,
+    parts,
+    arrived,
+    tile,
+    part,
+    n0,
+    M,
+    N,
+    MB: tl.constexpr,
+    BN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SWAP: tl.constexpr,
+):
+    """Stores a tile of the product; of SPLIT programs that share its sum, the last to arrive.
+
+    Arguments are those of `tiles`.
+    """
+    rows = tl.minimum(BN, N - n0)
+    m = tl.arange(0, MB)
+    n = tl.arange(0, BN)
+    m = m[None, :] if SWAP else m[:, None]
+    n = n[:, None] if SWAP else n[None, :]
+    mask = (m < M) & (n < rows)
+    y += n0 + m * N + n  # at most 64 rows: fits 31 bits
+    if SPLIT > 1:
+        size: tl.constexpr = MB * BN
+        mine = parts + tile * (SPLIT * size) + (n * MB + m if SWAP else m * BN + n)
+        tl.store(mine + part * size, acc)
+        # All threads have stored before one of them says so; the last to arrive sees all parts.
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == SPLIT - 1:
+            tl.store(arrived + tile, 0)
+            acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
+            for i in tl.static_range(SPLIT):  # pyright: ignore[reportGeneralTypeIssues]
+                acc += tl.load(mine + i * size, cache_modifier=".cg")
+            if bias is not None:
+                acc += tl.load(bias + n0 + n, mask=n < rows, other=0.0).to(tl.float32)
+            tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
+    else:
+        if bias is not None:
+            acc += tl.load(bias + n0 + n, mask=n < rows, other=0.0).to(tl.float32)
+        tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["M", "asked_bytes"])
 def tiles(  # noqa: PLR0912, PLR0915
     x,
+    x_scales,
     w,
+    scales,
     bias,
     y,
     parts,
@@ -183,6 +254,7 @@ def tiles(  # noqa: PLR0912, PLR0915
     """y[M, N] = x[M, K] @ w[N, K].T + bias[N], for M <= MB; gated as in `vector`.
 
     Args:
+        x_scales, w, scales: as in `vector`.
         parts: float32 [tiles of N, SPLIT, MB * BN], scratch; unused if SPLIT is 1.
         arrived: int32 [tiles of N], zero before and after; unused if SPLIT is 1.
         SWAP: whether the weight's rows are the tensor cores' rows (64 of them on Hopper).
@@ -191,6 +263,7 @@ def tiles(  # noqa: PLR0912, PLR0915
         AHEAD: whether the first step's weights are loaded before the wait for x.
         LATE: whether dependents start when the sums are complete, not at once.
     """
+    BYTES: tl.constexpr = w.dtype.element_ty.primitive_bitwidth // 8
     tile = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
     n0 = tile * BN
@@ -203,10 +276,10 @@ def tiles(  # noqa: PLR0912, PLR0915
     if PDL and not LATE:
         gdc_launch_dependents()
     if PREFETCH:
-        asked_bytes = tl.minimum(asked_bytes, 2 * (k_last - k_first))
-        _prefetch(w + k_first, rows, 2 * K, asked_bytes)
+        asked_bytes = tl.minimum(asked_bytes, BYTES * (k_last - k_first))
+        prefetch(w + k_first, rows, BYTES * K, asked_bytes)
         if GATED:
-            _prefetch(w_up + k_first, rows, 2 * K, asked_bytes)
+            prefetch(w_up + k_first, rows, BYTES * K, asked_bytes)
     m = tl.arange(0, MB)
     n = tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -246,30 +319,20 @@ def tiles(  # noqa: PLR0912, PLR0915
     if PDL and LATE:
         gdc_launch_dependents()
 
-    m = m[None, :] if SWAP else m[:, None]
-    n = n[:, None] if SWAP else n[None, :]
-    mask = (m < M) & (n < rows)
-    y += n0 + m * N + n  # at most 64 rows: fits 31 bits
+    if x_scales is not None:
+        x_scale = tl.load(x_scales + m, m < M, 0.0)
+        x_scale = x_scale[None, :] if SWAP else x_scale[:, None]
+        acc *= x_scale
+        if GATED:
+            acc_up *= x_scale
+    if scales is not None:
+        n = n[:, None] if SWAP else n[None, :]
+        acc *= tl.load(scales + n0 + n, mask=n < rows, other=0.0)
+        if GATED:
+            acc_up *= tl.load(scales + N + n0 + n, mask=n < rows, other=0.0)
     if GATED:
         acc = _silu_mul(acc, acc_up, y.dtype.element_ty)
-    if SPLIT > 1:
-        size: tl.constexpr = MB * BN
-        mine = parts + tile * (SPLIT * size) + (n * MB + m if SWAP else m * BN + n)
-        tl.store(mine + part * size, acc)
-        # All threads have stored before one of them says so; the last to arrive sees all parts.
-        tl.debug_barrier()
-        if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == SPLIT - 1:
-            tl.store(arrived + tile, 0)
-            acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
-            for i in tl.static_range(SPLIT):  # pyright: ignore[reportGeneralTypeIssues]
-                acc += tl.load(mine + i * size, cache_modifier=".cg")
-            if bias is not None:
-                acc += tl.load(bias + n0 + n, mask=n < rows, other=0.0).to(tl.float32)
-            tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
-    else:
-        if bias is not None:
-            acc += tl.load(bias + n0 + n, mask=n < rows, other=0.0).to(tl.float32)
-        tl.store(y, acc.to(y.dtype.element_ty), mask=mask)
+    sum_and_store(acc, bias, y, parts, arrived, tile, part, n0, M, N, MB, BN, SPLIT, SWAP)
 
 
 class Scratch:
@@ -302,14 +365,21 @@ def product(
     scratch: Scratch,
     gpu: Gpu,
     out_MN: Tensor | None = None,
+    scales_N: Tensor | None = None,
+    x_scales_M: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Returns x_MK @ weight_NK.T + bias_N; of a gated setting silu(gate) * up, [M, N / 2].
 
     Args:
-        x_MK: at most `setting.rows` rows, bfloat16 or float16 like the weight.
-        weight_NK: contiguous; of a gated setting gate's rows, then up's.
+        x_MK: at most `setting.rows` rows, bfloat16, float16, or float8 like the weight.
+        weight_NK: contiguous, of the dtype of `x_MK`, or float8 or int8, which become that dtype
+            in registers; of a gated setting gate's rows, then up's.
         scratch: with room for the setting, if that is split.
         out_MN: where the product goes, contiguous; None: it is new.
+        scales_N: float32, what each row of the weight is multiplied with; None for one.
+        x_scales_M: float32, what each row of `x_MK` is multiplied with; None for one.
+        dtype: of a new result; None: that of `x_MK`.
     """
     if x_MK.stride(1) != 1:
         x_MK = x_MK.contiguous()
@@ -318,7 +388,7 @@ def product(
     assert setting.rows >= M, "a setting is chosen by the number of rows"
     y_MN = out_MN
     if y_MN is None:
-        y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
+        y_MN = torch.empty((M, N), dtype=dtype or x_MK.dtype, device=x_MK.device)
     columns = triton.cdiv(N, setting.block_n)
     constants = {
         "BN": setting.block_n,
@@ -329,17 +399,30 @@ def product(
         "LATE": setting.late,
         "GATED": setting.gated,
         "AHEAD": setting.ahead,
-        "PREFETCH": setting.prefetch > 0 and gpu.pdl and K % 8 == 0,
+        "PREFETCH": setting.prefetch > 0 and gpu.pdl and K % 16 == 0,
     }
     grid = (columns * setting.split,)
     weight_rows = 2 * setting.block_n if setting.gated else setting.block_n
     asked_bytes = setting.prefetch * 1024 // weight_rows // 16 * 16
     if setting.rows == 1:
-        args = (x_MK, weight_NK, bias_N, y_MN, N, K, asked_bytes)
+        args = (x_MK, x_scales_M, weight_NK, scales_N, bias_N, y_MN, N, K, asked_bytes)
         gpu.run(vector, grid, *args, warps=setting.warps, **constants)
         return y_MN
     constants |= {"MB": setting.rows, "SPLIT": setting.split, "SWAP": setting.swap}
     sums = (scratch.parts, scratch.arrived)
-    args = (x_MK, weight_NK, bias_N, y_MN, *sums, M, N, K, x_MK.stride(0), asked_bytes)
+    args = (
+        x_MK,
+        x_scales_M,
+        weight_NK,
+        scales_N,
+        bias_N,
+        y_MN,
+        *sums,
+        M,
+        N,
+        K,
+        x_MK.stride(0),
+        asked_bytes,
+    )
     gpu.run(tiles, grid, *args, warps=setting.warps, **constants)
     return y_MN

@@ -7,6 +7,7 @@ from typing import Any
 from headrace.ops.base import Candidate, OpSpec, Reference
 from headrace.ops.native import Native
 from headrace.ops.quant_matmul.base import CodedMatmul, CodedWeight, Kind
+from headrace.ops.quant_matmul.humming import Humming
 from headrace.ops.quant_matmul.native import NativeCodedMatmul
 from headrace.ops.quant_matmul.reference import ReferenceCodedMatmul
 from headrace.ops.triton import CAPABILITY_MIN, FP8_CAPABILITY, Gpu, Triton
@@ -17,12 +18,13 @@ __all__ = ["CANDIDATES", "CodedMatmul", "CodedWeight", "Kind"]
 def _triton(spec: OpSpec, gpu: Gpu) -> Any:
     from headrace.ops.quant_matmul.triton import TritonCodedMatmul
 
-    return TritonCodedMatmul(gpu)
+    return TritonCodedMatmul(gpu, spec.dtype)
 
 
 # A list a kind: what is best for one need not have the other.
 CANDIDATES: dict[Kind, list[Candidate]] = {
     kind: [
+        Humming(),
         Triton(
             _triton,
             "codes multiplied in registers",

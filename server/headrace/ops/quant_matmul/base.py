@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from headrace.ops.rows8 import Rows8
+
 
 class Kind(Enum):
     """What a code is; the operation that multiplies it is named after it."""
@@ -96,9 +98,13 @@ class CodedMatmul(Protocol):
         """Rearranges a weight for `apply`, once, at load; the result may share its storage."""
         ...
 
-    def apply(self, x_TI: Tensor, packed: Any, bias_Y: Tensor | None) -> Tensor:
-        """Returns x_TI @ weight_YI.T + bias_Y, new, in the dtype of `x_TI`, whose columns are in
-        the order of the codes."""
+    def takes_rows8(self, packed: Any) -> bool:
+        """Whether `apply` is faster with rows of eight bits, and takes those."""
+        ...
+
+    def apply(self, x_TI: Tensor | Rows8, packed: Any, bias_Y: Tensor | None) -> Tensor:
+        """Returns x_TI @ weight_YI.T + bias_Y, new, in the dtype of `x_TI` (of rows of
+        eight bits: the model's), whose columns are in the order of the codes."""
         ...
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from headrace.native import CODES_4, CODES_8, Kernels, type_of
 from headrace.ops.matmul.native import PackedWeight, product
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
+from headrace.ops.rows8 import Rows8, in_model_dtype
 
 
 class NativeCodedMatmul:
@@ -42,5 +43,9 @@ class NativeCodedMatmul:
         weakref.finalize(packed, kernels.release, address)
         return packed
 
-    def apply(self, x_TI: Tensor, packed: PackedWeight, bias_Y: Tensor | None) -> Tensor:
-        return product(self._call, x_TI, packed, bias_Y)
+    def takes_rows8(self, packed: PackedWeight) -> bool:
+        del packed
+        return False
+
+    def apply(self, x_TI: Tensor | Rows8, packed: PackedWeight, bias_Y: Tensor | None) -> Tensor:
+        return product(self._call, in_model_dtype(x_TI), packed, bias_Y)

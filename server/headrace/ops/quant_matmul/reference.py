@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.ops.quant_matmul.base import CodedWeight
+from headrace.ops.rows8 import Rows8, in_model_dtype
 
 
 class ReferenceCodedMatmul:
@@ -16,6 +17,11 @@ class ReferenceCodedMatmul:
     def pack(self, weight: CodedWeight) -> CodedWeight:
         return weight
 
-    def apply(self, x_TI: Tensor, packed: CodedWeight, bias_Y: Tensor | None) -> Tensor:
+    def takes_rows8(self, packed: CodedWeight) -> bool:
+        del packed
+        return False
+
+    def apply(self, x_TI: Tensor | Rows8, packed: CodedWeight, bias_Y: Tensor | None) -> Tensor:
+        x_TI = in_model_dtype(x_TI)
         bias_Y = None if bias_Y is None else bias_Y.float()
         return F.linear(x_TI.float(), packed.columns_YI(), bias_Y).to(x_TI.dtype)

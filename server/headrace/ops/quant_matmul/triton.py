@@ -15,9 +15,14 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from headrace.ops.quant_matmul import kernels
+from headrace.ops.matmul.skinny import Scratch
+from headrace.ops.quant_matmul import channels, groups, kernels
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
-from headrace.ops.triton import Gpu
+from headrace.ops.quant_matmul.channels import Channels
+from headrace.ops.quant_matmul.groups import Groups
+from headrace.ops.rows8 import Rows8, in_model_dtype
+from headrace.ops.rows8.triton import TritonQuantizeRows
+from headrace.ops.triton import FP8_CAPABILITY, Gpu
 
 ROWS_MAX = 64
 # Rows of a tile; what the tensor cores multiply at least, and what fits.
@@ -44,10 +49,47 @@ class PackedCodes:
 class TritonCodedMatmul:
     """See `CodedMatmul`."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, dtype: torch.dtype = torch.float32) -> None:
+        """
+        Args:
+            dtype: of the model: what is packed for 16 bits does not multiply others.
+        """
         self._gpu = gpu
+        self._dtype = dtype
+        self._quantize = TritonQuantizeRows(gpu)
+        self._scratch: Scratch | None = None
 
-    def pack(self, weight: CodedWeight) -> PackedCodes:
+    def pack(self, weight: CodedWeight) -> Channels | Groups | PackedCodes:
+        if self._scratch is None:
+            self._scratch = Scratch(weight.codes.device)
+        if self.takes_rows8_of(weight):
+            return channels.pack(weight, self._dtype, self._scratch)
+        if groups.refusal(weight, self._dtype) is None:
+            return groups.pack(weight, self._dtype, self._scratch)
+        return self.pack_codes(weight)
+
+    def takes_rows8_of(self, weight: CodedWeight) -> bool:
+        """Whether a weight, once packed, takes rows of eight bits."""
+        newer = self._gpu.capability >= FP8_CAPABILITY
+        return newer and channels.refusal(weight, self._dtype) is None
+
+    def takes_rows8(self, packed: Channels | Groups | PackedCodes) -> bool:
+        return isinstance(packed, Channels)
+
+    def apply(
+        self, x_TI: Tensor | Rows8, packed: Channels | Groups | PackedCodes, bias_Y: Tensor | None
+    ) -> Tensor:
+        assert self._scratch is not None, "a weight is packed before it is applied"
+        if isinstance(packed, Channels):
+            rows8 = x_TI if isinstance(x_TI, Rows8) else self._quantize(x_TI)
+            return channels.multiply(rows8, packed, bias_Y, self._scratch, self._gpu)
+        x_TI = in_model_dtype(x_TI)
+        if isinstance(packed, Groups):
+            return groups.multiply(x_TI, packed, bias_Y, self._scratch, self._gpu)
+        return self._apply_codes(x_TI, packed, bias_Y)
+
+    def pack_codes(self, weight: CodedWeight) -> PackedCodes:
+        """Packs a weight of any kind, for activations of any dtype."""
         kinds = {Kind.INT4: kernels.NUMBERS4, Kind.INT8: kernels.NUMBERS8, Kind.FP8: kernels.FLOATS}
         kind = kernels.VALUES4 if weight.values is not None else kinds[weight.kind]
         zeros_YG = weight.zeros_YG
@@ -62,7 +104,7 @@ class TritonCodedMatmul:
             inputs=weight.columns,
         )
 
-    def apply(self, x_TI: Tensor, packed: PackedCodes, bias_Y: Tensor | None) -> Tensor:
+    def _apply_codes(self, x_TI: Tensor, packed: PackedCodes, bias_Y: Tensor | None) -> Tensor:
         rows = x_TI.shape[0]
         if rows > ROWS_MAX or packed.block_k == 0:
             return F.linear(x_TI, self.widen(packed, x_TI.dtype), bias_Y)

@@ -1,0 +1,368 @@
+"""Products of few rows with integers of four bits in groups of inputs, at the speed of reading.
+
+The tensor cores multiply 16-bit numbers. Two bit operations make one of a code: a byte 0x43 above
+it is 128 + code in bfloat16, 0x64 is 1024 + code in float16; subtracting 128 or 1024 and the zero
+point at once is exact. A group's sums are scaled, not its weights.
+
+Codes are stored tile by tile: 64 outputs by 128 inputs are 4096 bytes in a row, of which byte b of
+an output holds inputs b and b + 64, so that both halves multiply neighbouring inputs.
+"""
+
+# M rows · N outputs · K inputs · G groups of inputs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from headrace.ops.matmul.settings import ROWS_MAX, Setting, bucket_of
+from headrace.ops.matmul.skinny import Scratch, prefetch, sum_and_store
+from headrace.ops.quant_matmul.base import CodedWeight, Kind
+from headrace.ops.quant_matmul.settings import best_groups
+from headrace.ops.triton import PDL_CAPABILITY, Gpu
+
+TILE_N, TILE_K = 64, 128
+BN, BK, HALF = tl.constexpr(TILE_N), tl.constexpr(TILE_K), tl.constexpr(TILE_K // 2)
+TILE_BYTES = tl.constexpr(TILE_N * TILE_K // 2)
+
+# Four bytes of two codes each, and what is subtracted from each number, become four numbers of the
+# lower halves and four of the upper ones.
+_WIDEN = """{{
+    .reg .b32 low, high;
+    and.b32 low, $4, 0x0f0f0f0f;
+    shr.u32 high, $4, 4;
+    and.b32 high, high, 0x0f0f0f0f;
+    prmt.b32 $0, low, {base}, 0x4140;
+    prmt.b32 $1, low, {base}, 0x4342;
+    prmt.b32 $2, high, {base}, 0x4140;
+    prmt.b32 $3, high, {base}, 0x4342;
+    sub.{kind} $0, $0, $5;
+    sub.{kind} $1, $1, $6;
+    sub.{kind} $2, $2, $5;
+    sub.{kind} $3, $3, $6;
+    }}"""
+_WIDEN_BF16 = tl.constexpr(_WIDEN.format(base="0x43434343", kind="bf16x2"))
+_WIDEN_FP16 = tl.constexpr(_WIDEN.format(base="0x64646464", kind="f16x2"))
+# What a byte above a code adds to it, by the dtype that both make.
+BASES = {torch.bfloat16: 128, torch.float16: 1024}
+
+
+@triton.jit
+def _widened(packed, less, ASM: tl.constexpr):
+    """The numbers of the lower and of the upper halves, in the dtype of `less`.
+
+    Args:
+        packed: uint8, any shape.
+        less: bfloat16 or float16 of that shape: zero point and base.
+    """
+    if not ASM:
+        base: tl.constexpr = 128.0 if less.dtype == tl.bfloat16 else 1024.0  # pyright: ignore[reportAssignmentType]
+        zero = less.to(tl.float32) - base
+        low = ((packed & 15).to(tl.float32) - zero).to(less.dtype)
+        high = ((packed >> 4).to(tl.float32) - zero).to(less.dtype)
+    elif less.dtype == tl.bfloat16:
+        low, high = tl.inline_asm_elementwise(
+            _WIDEN_BF16,  # pyright: ignore[reportArgumentType]
+            "=r,=r,=r,=r,r,r,r",
+            [packed, less],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        low, high = tl.inline_asm_elementwise(
+            _WIDEN_FP16,  # pyright: ignore[reportArgumentType]
+            "=r,=r,=r,=r,r,r,r",
+            [packed, less],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=4,
+        )
+    return low, high
+
+
+@triton.jit(do_not_specialize=["M", "asked_tiles"])
+def groups4(
+    x,
+    codes,
+    scales,
+    less,
+    bias,
+    y,
+    parts,
+    arrived,
+    M,
+    N,
+    K,
+    group,
+    x_stride,
+    asked_tiles,
+    LESS: tl.constexpr,
+    MB: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SWAP: tl.constexpr,
+    STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    LATE: tl.constexpr,
+    ASM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y[M, N] = x[M, K] @ w[N, K].T + bias[N], for M <= MB.
+
+    Args:
+        codes: uint8, tile by tile, whole tiles.
+        scales: float32 or float16 [G, N rounded up to tiles].
+        less: of the dtype of x, the same shape: zero points and base; None: LESS for all groups.
+        K: a multiple of 128, as is `group`.
+        parts, arrived, SPLIT, SWAP, LATE: as of `skinny.tiles`.
+        asked_tiles: tiles that a program asks for before it waits for x, if PREFETCH.
+    """
+    tile = tl.program_id(0) // SPLIT
+    part = tl.program_id(0) % SPLIT
+    steps = K // BK
+    per_part = tl.cdiv(steps, SPLIT)
+    first = part * per_part
+    last = tl.minimum(first + per_part, steps)
+    n0 = tile * BN
+    columns = tl.cdiv(N, BN) * BN
+    codes += (tile * steps + first).to(tl.int64) * TILE_BYTES
+    if PDL and not LATE:
+        gdc_launch_dependents()
+    if PREFETCH:
+        asked = tl.minimum(asked_tiles, last - first)
+        prefetch(codes, asked, TILE_BYTES, TILE_BYTES)
+    if PDL:
+        gdc_wait()
+    m = tl.arange(0, MB)
+    n = tl.arange(0, BN)
+    b = tl.arange(0, HALF)
+    at = n[:, None] * HALF + b[None, :]
+    x_at = x + m[:, None] * x_stride + b[None, :]
+    acc = tl.zeros([BN, MB] if SWAP else [MB, BN], tl.float32)
+    for i in tl.range(first, last, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+        packed = tl.load(codes + (i - first) * TILE_BYTES + at, eviction_policy="evict_first")
+        of_group = i * BK // group * columns + n0 + n
+        scale = tl.load(scales + of_group).to(tl.float32)
+        if less is not None:
+            minus = tl.load(less + of_group)
+        else:
+            minus = tl.full([BN], LESS, x.dtype.element_ty)
+        minus, _ = tl.broadcast(minus[:, None], packed)
+        low, high = _widened(packed, minus, ASM)
+        x_low = tl.load(x_at + i * BK, (m < M)[:, None], 0.0)
+        x_high = tl.load(x_at + i * BK + HALF, (m < M)[:, None], 0.0)
+        if SWAP:
+            sums = tl.dot(low, tl.trans(x_low))
+            sums = tl.dot(high, tl.trans(x_high), sums)
+            acc += sums * scale[:, None]
+        else:
+            sums = tl.dot(x_low, tl.trans(low))
+            sums = tl.dot(x_high, tl.trans(high), sums)
+            acc += sums * scale[None, :]
+    if PDL and LATE:
+        gdc_launch_dependents()
+    sum_and_store(acc, bias, y, parts, arrived, tile, part, n0, M, N, MB, BN, SPLIT, SWAP)
+
+
+@triton.jit
+def widen4(
+    codes,
+    scales,
+    less,
+    w,
+    N,
+    K,
+    group,
+    LESS: tl.constexpr,
+    ASM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """w[N, K] = the weight itself; a program a tile. Arguments as of `groups4`."""
+    i = tl.program_id(0)
+    tile = tl.program_id(1)
+    n = tl.arange(0, BN)
+    b = tl.arange(0, HALF)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    codes += (tile * (K // BK) + i).to(tl.int64) * TILE_BYTES
+    packed = tl.load(codes + n[:, None] * HALF + b[None, :])
+    of_group = i * BK // group * (tl.cdiv(N, BN) * BN) + tile * BN + n
+    scale = tl.load(scales + of_group).to(tl.float32)[:, None]
+    if less is not None:
+        minus = tl.load(less + of_group)
+    else:
+        minus = tl.full([BN], LESS, w.dtype.element_ty)
+    minus, _ = tl.broadcast(minus[:, None], packed)
+    low, high = _widened(packed, minus, ASM)
+    row = (tile * BN + n).to(tl.int64)[:, None]
+    w += row * K + i * BK + b[None, :]
+    tl.store(w, (low.to(tl.float32) * scale).to(w.dtype.element_ty), row < N)
+    tl.store(w + HALF, (high.to(tl.float32) * scale).to(w.dtype.element_ty), row < N)
+
+
+def tiled(codes: Tensor) -> Tensor:
+    """Returns codes tile by tile, uint8 [tiles of N, tiles of K, 64, 64].
+
+    Args:
+        codes: uint8 [N, K / 2], input 2 j in the lower half of byte j; whole tiles.
+    """
+    N, K = codes.shape[0], codes.shape[1] * 2
+    numbers = codes.new_empty((N, K))
+    numbers[:, 0::2] = codes & 15
+    numbers[:, 1::2] = codes >> 4
+    parted = numbers.view(N // TILE_N, TILE_N, K // TILE_K, 2, TILE_K // 2).transpose(1, 2)
+    return (parted[..., 0, :] | parted[..., 1, :] << 4).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A weight as `groups4` reads it.
+
+    Attributes:
+        codes: of `tiled`.
+        scales_GN: float16 where that is exact, else float32; N rounded up to whole tiles.
+        less_GN: zero points and base, in the activations' dtype; None where all are `less`.
+    """
+
+    codes: Tensor
+    scales_GN: Tensor
+    less_GN: Tensor | None
+    less: float
+    group: int
+    outputs: int
+    inputs: int
+    dtype: torch.dtype
+    settings: tuple[Setting, ...]
+
+
+def refusal(weight: CodedWeight, dtype: torch.dtype) -> str | None:
+    """Why a weight is not read so, or None."""
+    if dtype not in BASES:
+        return f"activations are {dtype}"
+    if weight.kind != Kind.INT4 or weight.values is not None:
+        return "codes are no integers of four bits"
+    if weight.columns % TILE_K != 0:
+        return f"{weight.columns} inputs are no multiple of {TILE_K}"
+    if weight.scales_YG.shape[1] > 1 and weight.group % TILE_K != 0:
+        return f"groups of {weight.group} inputs are no multiples of {TILE_K}"
+    return None
+
+
+def pack(weight: CodedWeight, dtype: torch.dtype, scratch: Scratch) -> Groups:
+    """Stores a weight for `product`, for activations of a dtype; `refusal` has no reason."""
+    outputs = weight.outputs
+    settings = best_groups(outputs, weight.columns)
+    for setting in settings:
+        scratch.reserve(setting, outputs)
+    beyond = -outputs % TILE_N
+    scales_GN = F.pad(weight.scales_YG.float().T, (0, beyond))
+    half_GN = scales_GN.half()
+    # Of a weight that is not there nothing is known, and the usual is taken for granted.
+    if scales_GN.is_meta or torch.equal(half_GN.float(), scales_GN):
+        scales_GN = half_GN
+    less_GN, less = _less(weight, beyond, dtype)
+    return Groups(
+        codes=tiled(F.pad(weight.codes, (0, 0, 0, beyond))),
+        scales_GN=scales_GN.contiguous(),
+        less_GN=less_GN,
+        less=less,
+        group=weight.columns if weight.scales_YG.shape[1] == 1 else weight.group,
+        outputs=outputs,
+        inputs=weight.columns,
+        dtype=dtype,
+        settings=settings,
+    )
+
+
+def widen(weight: Groups, gpu: Gpu) -> Tensor:
+    """Returns weight_NK, new."""
+    tiles_n, tiles_k = weight.codes.shape[:2]
+    weight_NK = weight.codes.new_empty((weight.outputs, weight.inputs), dtype=weight.dtype)
+    gpu.run(
+        widen4,
+        (tiles_k, tiles_n),
+        *(weight.codes, weight.scales_GN, weight.less_GN, weight_NK),
+        *(weight.outputs, weight.inputs, weight.group),
+        LESS=weight.less,
+        ASM=gpu.capability >= PDL_CAPABILITY,
+        warps=4,
+    )
+    return weight_NK
+
+
+def _less(weight: CodedWeight, beyond: int, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+    base = float(BASES[dtype])
+    if weight.zeros_YG is None:
+        return None, base
+    if weight.zeros_YG.is_meta:
+        return None, base + 8
+    first = float(weight.zeros_YG.flatten()[0])
+    if bool((weight.zeros_YG == first).all()):
+        return None, base + first
+    less_GN = F.pad(weight.zeros_YG.float().T + base, (0, beyond))
+    return less_GN.to(dtype).contiguous(), 0.0
+
+
+def multiply(
+    x_MK: Tensor, weight: Groups, bias_N: Tensor | None, scratch: Scratch, gpu: Gpu
+) -> Tensor:
+    """Returns x_MK @ weight_NK.T + bias_N, new, whatever the number of rows.
+
+    Args:
+        x_MK: of any dtype: what is not the weight's becomes it, and back.
+    """
+    dtype, rows = x_MK.dtype, x_MK.shape[0]
+    x_MK = x_MK.to(weight.dtype)
+    if rows > ROWS_MAX:
+        y_MN = F.linear(x_MK, widen(weight, gpu), bias_N)
+    else:
+        setting = weight.settings[bucket_of(rows)]
+        y_MN = product(x_MK, weight, bias_N, setting, scratch, gpu)
+    return y_MN.to(dtype)
+
+
+def product(
+    x_MK: Tensor,
+    weight: Groups,
+    bias_N: Tensor | None,
+    setting: Setting,
+    scratch: Scratch,
+    gpu: Gpu,
+) -> Tensor:
+    """Returns x_MK @ weight_NK.T + bias_N, new.
+
+    Args:
+        x_MK: at most `setting.rows` rows, of the dtype that the weight was packed for.
+        setting: of tiles of 64 outputs and 128 inputs, not gated, nothing loaded ahead.
+        scratch: with room for the setting, if that is split.
+    """
+    if x_MK.stride(1) != 1:
+        x_MK = x_MK.contiguous()
+    M, N = x_MK.shape[0], weight.outputs
+    assert (setting.block_n, setting.block_k) == (TILE_N, TILE_K), "tiles are stored"
+    assert setting.rows >= M, "a setting is chosen by the number of rows"
+    y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
+    gpu.run(
+        groups4,
+        (weight.codes.shape[0] * setting.split,),
+        *(x_MK, weight.codes, weight.scales_GN, weight.less_GN, bias_N, y_MN),
+        *(scratch.parts, scratch.arrived, M, N, weight.inputs, weight.group),
+        *(x_MK.stride(0), setting.prefetch * 1024 // TILE_BYTES.value),
+        LESS=weight.less,
+        MB=setting.rows,
+        SPLIT=setting.split,
+        SWAP=setting.swap,
+        STAGES=setting.stages,
+        PREFETCH=setting.prefetch > 0 and gpu.pdl,
+        LATE=setting.late,
+        ASM=gpu.capability >= PDL_CAPABILITY,
+        warps=setting.warps,
+    )
+    return y_MN

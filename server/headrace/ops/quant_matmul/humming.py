@@ -1,0 +1,222 @@
+"""Products with codes by humming, vLLM's library of quantized matrix products (`humming-kernels`).
+
+The library compiles a kernel for a shape of weight and a range of rows, keeps it on disk, and
+chooses tiles by rules of its own. It takes integers of four and eight bits and eight-bit floats in
+groups of inputs, with activations of 16 bits. What it does not take goes to kernels of our own.
+"""
+
+# T tokens · Y outputs · I inputs · G groups of inputs
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headrace.ops.base import No, OpSpec, Yes
+from headrace.ops.quant_matmul.base import CodedWeight, Kind
+from headrace.ops.rows8 import Rows8, in_model_dtype
+from headrace.ops.triton import PDL_CAPABILITY, gpu, why_not
+
+if TYPE_CHECKING:
+    from headrace.device.base import Device
+    from headrace.ops.quant_matmul.triton import TritonCodedMatmul
+
+_MODULE = "humming"
+_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+# Up to so many rows each kernel is for; the last serves all that are more.
+ROW_ENDS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 8192)
+# Of which both sides of a weight are multiples, and what outputs are filled up to; groups have at
+# least so many inputs.
+OUTPUTS_MULTIPLE, INPUTS_MULTIPLE, OUTPUTS_FILLED, GROUP_MIN = 32, 128, 128, 32
+# Of locks with which programs share a sum; the library asks for no more at these shapes.
+LOCKS = 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class Hummed:
+    """A weight as the library has rearranged it.
+
+    Attributes:
+        layer: what the library knows it by.
+        tuning: the kernel of each range of rows.
+        tensors: weight, weight_scale and, where there are any, zero_point.
+    """
+
+    layer: str
+    tuning: str
+    tensors: dict[str, Tensor]
+    outputs: int
+
+
+class Library:
+    """What is called of it."""
+
+    def __init__(self) -> None:
+        def load(name: str) -> Any:
+            return importlib.import_module(f"{_MODULE}.{name}")
+
+        self.multiply = load("ops").humming_gemm
+        self.dtype = load("dtypes").DataType.from_str
+        self.schema = load("schema").HummingWeightSchema
+        self.transform = load("transform").prepare_and_transform_humming_tensors
+        self.tune = load("tune").get_heuristics_config
+        self.compile = load("kernel.humming").HummingKernel.prepare_kernels
+
+
+class Humming:
+    """The candidate."""
+
+    name = "humming"
+
+    def supports(self, spec: OpSpec, device: Device) -> Yes | No:
+        # Importing the library starts processes; models without codes never do.
+        refusal = why_not(device) if spec.coded else "the model has no codes"
+        if refusal is None and spec.dtype not in _DTYPES:
+            refusal = f"has no {spec.dtype} path"
+        if refusal is None and find_spec(_MODULE) is None:
+            refusal = "humming-kernels is not installed"
+        if refusal is None and device.torch_device.type != "cuda":
+            refusal = "compiles on the device itself"
+        if refusal is None:
+            try:
+                Library()
+            except (ImportError, OSError, RuntimeError) as error:
+                refusal = f"`{_MODULE}` cannot be imported: {str(error).splitlines()[0]}"
+        if refusal is not None:
+            return No(refusal)
+        return Yes("codes multiplied on the tensor cores, whatever the number of rows")
+
+    def build(self, spec: OpSpec, device: Device) -> HummingCodedMatmul:
+        from headrace.ops.quant_matmul.triton import TritonCodedMatmul
+
+        made = TritonCodedMatmul(gpu(device), spec.dtype)
+        return HummingCodedMatmul(spec.dtype, device.capability, made)
+
+
+class HummingCodedMatmul:
+    """See `CodedMatmul`."""
+
+    def __init__(
+        self, dtype: torch.dtype, capability: tuple[int, int], others: TritonCodedMatmul
+    ) -> None:
+        self._dtype = dtype
+        self._capability = capability
+        self._others = others
+        self._library = Library()
+        self._locks: Tensor | None = None
+        self._tunings: dict[str, str] = {}
+
+    def pack(self, weight: CodedWeight) -> Any:
+        if self._others.takes_rows8_of(weight) or refusal(weight) is not None:
+            return self._others.pack(weight)
+        if self._locks is None:
+            self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=weight.codes.device)
+        return self._hum(weight)
+
+    def takes_rows8(self, packed: Any) -> bool:
+        return not isinstance(packed, Hummed) and self._others.takes_rows8(packed)
+
+    def apply(self, x_TI: Tensor | Rows8, packed: Any, bias_Y: Tensor | None) -> Tensor:
+        if not isinstance(packed, Hummed):
+            return self._others.apply(x_TI, packed, bias_Y)
+        x_TI = in_model_dtype(x_TI)
+        wide = x_TI.dtype
+        if wide != self._dtype:
+            x_TI = x_TI.to(self._dtype)
+        y_TY = torch.empty((x_TI.shape[0], packed.outputs), dtype=x_TI.dtype, device=x_TI.device)
+        self._library.multiply(
+            layer_config=packed.layer,
+            tuning_config=packed.tuning,
+            inputs=x_TI.contiguous(),
+            outputs=y_TY,
+            locks=self._locks,
+            **packed.tensors,
+        )
+        if bias_Y is not None:
+            y_TY += bias_Y
+        return y_TY if wide == self._dtype else y_TY.to(wide)
+
+    def _hum(self, weight: CodedWeight) -> Hummed:
+        library = self._library
+        kinds = {Kind.INT4: "uint4", Kind.INT8: "uint8"}
+        kind = kinds.get(weight.kind) or str(weight.codes.dtype).replace("torch.float8_", "float8")
+        groups = weight.scales_YG.shape[1]
+        zeros = zero_point(weight)
+        schema = library.schema(
+            b_dtype=library.dtype(kind.removesuffix("fn")),
+            bs_dtype=library.dtype(_DTYPES[self._dtype]),
+            weight_scale_group_size=0 if groups == 1 else weight.group,
+            has_zero_point=zeros is not None,
+        )
+        tensors = {
+            "weight": weight.codes.contiguous().view(torch.uint8).view(torch.int32),
+            "weight_scale": weight.scales_YG.to(self._dtype).contiguous(),
+        }
+        if zeros is not None:
+            tensors["zero_point"] = zeros
+        if zeros is None and weight.kind != Kind.FP8:
+            schema, changed = schema.convert_symmetric_integer_weight(tensors)
+            tensors |= changed
+        layer, tensors = library.transform(
+            tensors,
+            shape_n=weight.outputs,
+            shape_k=weight.columns,
+            weight_schema=schema,
+            pad_n_to_multiple=OUTPUTS_FILLED,
+            torch_dtype=self._dtype,
+            device=weight.codes.device,
+        )
+        name = layer.to_str()
+        if name not in self._tunings:
+            self._tunings[name] = json.dumps(self._tuning(layer))
+            library.compile(name, None, self._tunings[name], weight.codes.device)
+        return Hummed(name, self._tunings[name], tensors, weight.outputs)
+
+    def _tuning(self, layer: Any) -> list[tuple[int, int, dict[str, Any]]]:
+        """Returns the library's choice for each range of rows: (rows below it, its last, how)."""
+        ranges: list[tuple[int, int, dict[str, Any]]] = []
+        below = 0
+        for rows in ROW_ENDS:
+            how = dict(self._library.tune(layer, shape_m=rows))
+            how["use_pdl"] = self._capability >= PDL_CAPABILITY
+            ranges.append((below, 1 << 30 if rows == ROW_ENDS[-1] else rows, how))
+            below = rows
+        return ranges
+
+
+def refusal(weight: CodedWeight) -> str | None:
+    """Why the library is not given a weight, or None."""
+    if weight.values is not None:
+        return "codes stand for values of a table"
+    if weight.outputs % OUTPUTS_MULTIPLE or weight.columns % INPUTS_MULTIPLE:
+        return (
+            f"{weight.outputs} outputs and {weight.columns} inputs are no multiples of "
+            f"{OUTPUTS_MULTIPLE} and {INPUTS_MULTIPLE}"
+        )
+    groups = weight.scales_YG.shape[1]
+    if groups > 1 and (weight.group < GROUP_MIN or weight.columns % weight.group):
+        return f"{weight.columns} inputs are no whole groups of {GROUP_MIN} or more"
+    if weight.kind == Kind.INT8 and zero_point(weight) is not None:
+        return "integers of eight bits have zero points"
+    return None
+
+
+def zero_point(weight: CodedWeight) -> Tensor | None:
+    """Returns zero points as the library has them, int32 [Y bits / 32, G]; None where all are in
+    the middle, which the library takes for granted."""
+    if weight.zeros_YG is None:
+        return None
+    bits = 4 if weight.kind == Kind.INT4 else 8
+    if bool((weight.zeros_YG == 1 << (bits - 1)).all()):
+        return None
+    per = 32 // bits
+    parted = weight.zeros_YG.to(torch.int64).view(-1, per, weight.zeros_YG.shape[1])
+    shifts = torch.arange(0, 32, bits, device=parted.device)[None, :, None]
+    words = (parted << shifts).sum(1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).contiguous()

@@ -1,0 +1,140 @@
+"""Products with coded weights by humming, on a device."""
+
+# T tokens · Y outputs · I inputs
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from coded_weights import coded, numbers_of, rows_of
+from device_here import DEVICE
+
+from conftest import CUDA
+from headrace.device import open_device
+from headrace.device.absent import AbsentDevice
+from headrace.ops.base import No, OpSpec, Yes
+from headrace.ops.quant_matmul.base import CodedWeight, Kind
+from headrace.ops.quant_matmul.humming import (
+    ROW_ENDS,
+    Hummed,
+    Humming,
+    HummingCodedMatmul,
+    refusal,
+    zero_point,
+)
+
+SPEC = OpSpec(
+    heads=8,
+    kv_heads=2,
+    head_dim=64,
+    dtype=torch.bfloat16,
+    norm_eps=1e-5,
+    coded=frozenset({Kind.INT4.value}),
+)
+
+
+def here(weight: CodedWeight) -> CodedWeight:
+    zeros, values = weight.zeros_YG, weight.values
+    return replace(
+        weight,
+        codes=weight.codes.to(DEVICE),
+        scales_YG=weight.scales_YG.to(DEVICE),
+        zeros_YG=None if zeros is None else zeros.to(DEVICE),
+        values=None if values is None else values.to(DEVICE),
+    )
+
+
+def symmetric(weight: CodedWeight) -> CodedWeight:
+    """The weight with every zero point in the middle."""
+    assert weight.zeros_YG is not None
+    middle = 8.0 if weight.kind == Kind.INT4 else 128.0
+    return replace(weight, zeros_YG=torch.full_like(weight.zeros_YG, middle))
+
+
+def made(dtype: torch.dtype) -> HummingCodedMatmul:
+    """The library's products on this device, or a skip that says why there are none."""
+    if not CUDA:
+        pytest.skip("humming multiplies on CUDA devices")
+    device = open_device("cuda", 0)
+    spec = replace(SPEC, dtype=dtype)
+    answer = Humming().supports(spec, device)
+    if not isinstance(answer, Yes):
+        pytest.skip(answer.why)
+    return Humming().build(spec, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("kind", "middle", "outputs", "inputs", "group"),
+    [
+        ("int4", True, 256, 512, 128),
+        ("int4", False, 320, 512, 128),
+        ("int4", False, 192, 384, 32),
+        ("int4", True, 128, 256, 256),
+        ("int8", True, 256, 512, 512),
+        ("int8", True, 192, 384, 128),
+        ("e4m3", True, 256, 512, 128),
+    ],
+)
+def test_products_are_those_of_the_numbers(
+    kind: str, middle: bool, outputs: int, inputs: int, group: int, dtype: torch.dtype
+) -> None:
+    matmul = made(dtype)
+    weight = coded(kind, outputs, inputs, group)
+    if middle and weight.zeros_YG is not None:
+        weight = symmetric(weight)
+    packed = matmul.pack(here(weight))
+    assert isinstance(packed, Hummed) and not matmul.takes_rows8(packed)
+    numbers_YI = numbers_of(weight)
+    for rows in (1, 7, *ROW_ENDS[1:6], 700):
+        x_TI = rows_of(rows, inputs, dtype)
+        bias_Y = torch.randn(outputs).to(dtype)
+        y_TY = matmul.apply(x_TI.to(DEVICE), packed, bias_Y.to(DEVICE))
+        expected_TY = x_TI.double() @ numbers_YI.T + bias_Y.double()
+        assert y_TY.shape == expected_TY.shape and y_TY.dtype == dtype
+        # Scales are rounded to the dtype, each by itself; sums and the result once more.
+        bound = (1e-2 if dtype == torch.bfloat16 else 2e-3) * float(expected_TY.abs().max())
+        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+
+
+@pytest.mark.gpu
+def test_what_the_library_does_not_take_goes_to_our_kernels() -> None:
+    matmul = made(torch.bfloat16)
+    for weight in (coded("nf4", 128, 256, 64), coded("int4", 70, 256, 64)):
+        packed = matmul.pack(here(weight))
+        assert not isinstance(packed, Hummed)
+        x_TI = rows_of(5, 256, torch.bfloat16)
+        y_TY = matmul.apply(x_TI.to(DEVICE), packed, None)
+        expected_TY = x_TI.double() @ numbers_of(weight).T
+        bound = 2.5e-2 * float(expected_TY.abs().max())
+        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+
+
+def test_models_without_codes_do_not_load_the_library() -> None:
+    answer = Humming().supports(replace(SPEC, coded=frozenset()), AbsentDevice((9, 0), 132))
+    assert isinstance(answer, No) and answer.why == "the model has no codes"
+
+
+def test_refusals_name_what_does_not_fit() -> None:
+    assert refusal(coded("int4", 128, 256, 64)) is None
+    assert "table" in (refusal(coded("nf4", 128, 256, 64)) or "")
+    assert "multiples" in (refusal(coded("int4", 70, 256, 64)) or "")
+    assert "whole groups" in (refusal(coded("int4", 128, 256, 16)) or "")
+    assert "zero points" in (refusal(coded("int8", 128, 256, 64)) or "")
+
+
+def test_zero_points_are_eight_a_word_down_the_outputs() -> None:
+    weight = coded("int4", 64, 128, 32)
+    words = zero_point(weight)
+    assert words is not None and words.shape == (8, 4) and weight.zeros_YG is not None
+    unsigned = words.to(torch.int64) & 0xFFFFFFFF
+    for output in range(64):
+        stored = (unsigned[output // 8] >> 4 * (output % 8)) & 15
+        assert torch.equal(stored.float(), weight.zeros_YG[output])
+    assert zero_point(symmetric(weight)) is None
