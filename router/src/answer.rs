@@ -58,12 +58,12 @@ impl Answer {
             .collect()
     }
 
-    /// Text that was shown, for the APIs that hide stop strings.
+    /// The text of OpenAI's routes: what was released of it.
     pub(crate) fn shown_text(&self) -> String {
-        self.pieces
-            .iter()
-            .map(|piece| piece.text.as_str())
-            .collect()
+        let pieces = self.pieces.iter().map(|piece| piece.text.as_str());
+        let mut text = pieces.collect();
+        self.respond.cut_after_stop(&mut text);
+        text
     }
 
     /// What decides which of several sequences is the best: log-probability per token, so that a

@@ -4,6 +4,7 @@ use headrace_engine::{
     EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent, TokenStream,
 };
 use headrace_grammar::Matcher;
+use tokio::time::Instant;
 
 #[cfg(test)]
 use crate::tests::script::{Script, ScriptStream};
@@ -35,19 +36,22 @@ impl Backend {
         }
     }
 
-    /// Submits a request, and what makes its masks if it is masked.
+    /// Submits a request, what makes its masks if it is masked, and when it is to end at last.
     pub(crate) async fn submit(
         &self,
         request: Request,
         matcher: Option<Matcher>,
+        deadline: Option<Instant>,
     ) -> Result<Source, SubmitError> {
         match self {
             Self::Engine(engine) => {
-                let stream = engine.submit_matched(request, matcher).await;
+                let stream = engine.submit_until(request, matcher, deadline).await;
                 stream.map(Source::Engine)
             }
             #[cfg(test)]
-            Self::Script(script) => script.submit(&request, matcher).map(Source::Script),
+            Self::Script(script) => script
+                .submit(&request, matcher, deadline)
+                .map(Source::Script),
         }
     }
 }

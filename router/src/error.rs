@@ -8,6 +8,8 @@ use headrace_text::TemplateError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::terms::{TIMEOUT_HEADER, Timeout};
+
 /// Seconds after which a refused client may try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
@@ -49,6 +51,8 @@ pub(crate) enum ApiError {
     TensorCount { inputs: usize, outputs: usize },
     #[error("Request failed during generation: {0}")]
     Generation(Fault),
+    #[error("Deadline passed: {0}")]
+    Deadline(Overdue),
     #[error("Incomplete generation")]
     Incomplete,
     #[error("Incomplete generation stream")]
@@ -79,6 +83,19 @@ pub(crate) enum Overload {
     Grammar { waiting: usize, queue_max: usize },
     #[error("{waiting} sequences wait for the model; at most {queue_max} may")]
     Engine { waiting: usize, queue_max: usize },
+}
+
+/// How far a request was when its time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Overdue {
+    #[error(
+        "the request had {timeout} (`{TIMEOUT_HEADER}`), and waited for the model all the while"
+    )]
+    Waiting { timeout: Timeout },
+    #[error(
+        "the request had {timeout} (`{TIMEOUT_HEADER}`), in which {generated} tokens were generated"
+    )]
+    Running { timeout: Timeout, generated: u32 },
 }
 
 /// Why tools are refused.
@@ -194,6 +211,10 @@ pub(crate) enum Invalid {
     InputTokens { max: u32, given: u32 },
     #[error("`inputs` holds the token id {id}, outside the vocabulary of {vocab_size}")]
     UnknownToken { id: u32, vocab_size: u32 },
+    #[error("`{TIMEOUT_HEADER}` must be seconds > 0 and <= {max}. Given: {given:?}")]
+    Timeout { max: u64, given: String },
+    #[error("`dialect` must be openai or tgi. Given: {given:?}")]
+    Dialect { given: String },
     #[error("tokenizer error: {0}")]
     Tokenizer(String),
     #[error("grammar is not supported")]
@@ -245,6 +266,7 @@ impl ApiError {
             | Self::TensorUtf8 { .. }
             | Self::TensorCount { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Generation(_) => StatusCode::FAILED_DEPENDENCY,
+            Self::Deadline(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Incomplete | Self::IncompleteStream => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body(error) => error.status(),
         }
@@ -264,6 +286,7 @@ impl ApiError {
             Self::Suffix => "suffix not supported",
             Self::BatchSize { .. } => "batch size exceeded",
             Self::Generation(_) => "generation",
+            Self::Deadline(_) => "deadline",
             Self::Incomplete => "incomplete_generation",
             Self::IncompleteStream => "incomplete_generation_stream",
         }
@@ -284,6 +307,7 @@ impl ApiError {
             | Self::TensorCount { .. }
             | Self::Body(_) => "validation",
             Self::Template(_) | Self::NoTemplate => "template",
+            Self::Deadline(_) => "deadline",
             Self::Incomplete | Self::IncompleteStream => "incomplete",
         }
     }
@@ -310,7 +334,11 @@ impl ApiError {
             Self::Body(BodyError::ContentType | BodyError::Interrupted | BodyError::Json(_)) => {
                 Some("body")
             }
-            Self::Generation(_) | Self::Incomplete | Self::IncompleteStream => None,
+            Self::Deadline(Overdue::Waiting { .. }) => Some("deadline"),
+            Self::Deadline(Overdue::Running { .. })
+            | Self::Generation(_)
+            | Self::Incomplete
+            | Self::IncompleteStream => None,
         }
     }
 

@@ -9,13 +9,15 @@ use headrace_engine::Request;
 use headrace_grammar::Matcher;
 use headrace_text::Encoding;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout_at;
 
 use crate::app::{App, Ready, Text};
 use crate::calls::ToolRules;
-use crate::error::{ApiError, Invalid, Overload};
+use crate::error::{ApiError, Invalid, Overdue, Overload};
 use crate::grammar;
 use crate::meter::{Clock, Meter};
 use crate::respond::{Manner, Respond, Rules};
+use crate::terms::Terms;
 use crate::validate::{Ask, Checked};
 
 /// A request that holds its permits and whose parameters are in order.
@@ -26,6 +28,7 @@ pub(crate) struct Intake {
     pub(crate) checked: Checked,
     permits: OwnedSemaphorePermit,
     received: Instant,
+    terms: Terms,
     manner: Manner,
     /// The tools whose calls are looked for.
     pub(crate) tools: Option<ToolRules>,
@@ -49,6 +52,7 @@ impl Intake {
     /// Takes a permit per sequence, then checks the parameters.
     pub(crate) fn open(
         app: &Arc<App>,
+        terms: Terms,
         manner: Manner,
         sequences: usize,
         ask: Ask,
@@ -63,14 +67,28 @@ impl Intake {
             checked,
             permits,
             received,
+            terms,
             manner,
             tools: None,
         })
     }
 
     /// Submits `copies` sequences of each prompt, in order, once all of them are known to be in
-    /// order; resolves when the engine has admitted them.
+    /// order; resolves when the engine has admitted them, or at the deadline.
     pub(crate) async fn submit(
+        self,
+        prompts: Vec<Prompt>,
+        copies: usize,
+    ) -> Result<Vec<Respond>, ApiError> {
+        let Some(deadline) = self.terms.deadline else {
+            return self.submit_all(prompts, copies).await;
+        };
+        let submitted = timeout_at(deadline.at, self.submit_all(prompts, copies)).await;
+        let timeout = deadline.timeout;
+        submitted.unwrap_or(Err(ApiError::Deadline(Overdue::Waiting { timeout })))
+    }
+
+    async fn submit_all(
         mut self,
         prompts: Vec<Prompt>,
         copies: usize,
@@ -131,7 +149,11 @@ impl Intake {
             received: self.received,
             submitted: Instant::now(),
         };
-        let source = self.app.backend.submit(request.clone(), matcher).await?;
+        let source = {
+            let deadline = self.terms.deadline.map(|deadline| deadline.at);
+            let backend = &self.app.backend;
+            backend.submit(request.clone(), matcher, deadline).await?
+        };
         let permit = self
             .permits
             .split(1)
@@ -139,6 +161,8 @@ impl Intake {
         let meter = Meter::new(Arc::clone(&self.app.metrics), permit, clock, input, seed);
         let rules = Rules {
             manner: self.manner,
+            shows_stops: self.manner == Manner::Tgi || self.terms.habits.shows_stops,
+            timeout: self.terms.deadline.map(|deadline| deadline.timeout),
             stop: self.checked.stop.clone(),
             ignore_eos: self.checked.ignore_eos,
             tools: self.tools.clone(),

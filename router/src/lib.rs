@@ -25,6 +25,7 @@ mod respond;
 mod run;
 mod sse;
 mod telemetry;
+mod terms;
 mod tgi;
 mod validate;
 

@@ -97,6 +97,11 @@ impl Meter {
         self.cached = cached;
     }
 
+    /// Whether the sequence left the queue.
+    pub(crate) fn has_started(&self) -> bool {
+        self.started.is_some()
+    }
+
     /// A token was drawn.
     pub(crate) fn token(&mut self) {
         if self.generated == 0 {

@@ -173,7 +173,7 @@ impl Metrics {
     }
 
     /// A request failed; `err` is one of `validation`, `overloaded`, `generation`, `incomplete`,
-    /// `template`, `dropped`.
+    /// `template`, `deadline`, `dropped`.
     pub(crate) fn failed(&self, err: &str) {
         self.failure.with_label_values(&[err]).inc();
     }

@@ -41,7 +41,7 @@ const OPENAI_FAILURE: &str = "StreamError";
 struct Refusals;
 
 /// Their status, what it means, and whether the body is an [`ErrorBody`] and may be plain text.
-const REFUSALS: [(&str, &str, bool, bool); 9] = [
+const REFUSALS: [(&str, &str, bool, bool); 10] = [
     ("400", "The body is not JSON", false, true),
     ("401", "The API key is missing or wrong", false, false),
     (
@@ -66,6 +66,7 @@ const REFUSALS: [(&str, &str, bool, bool); 9] = [
         true,
         false,
     ),
+    ("504", "The request's deadline passed", true, false),
 ];
 
 // === impl Refusals ===

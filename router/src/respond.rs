@@ -8,19 +8,19 @@ use headrace_text::{Detokenizer, SpecialTokens, StopDetector, StopMatcher, StopP
 use crate::app::Text;
 use crate::backend::Source;
 use crate::calls::{Calls, ToolRules};
-use crate::error::{ApiError, Fault};
+use crate::error::{ApiError, Fault, Overdue};
 use crate::meter::Meter;
+use crate::terms::Timeout;
 
 /// Prompt tokens that a detokenizer is shown.
 const CONTEXT_TOKENS: usize = 8;
 
-/// What an API does with stop strings and special tokens.
+/// What an API does with special tokens, and whether a text begins or goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// One event a token as it is, nothing held back; the text keeps the stop string.
+    /// One event a token as it is.
     Tgi,
-    /// Text that goes on after the prompt. Special tokens have no text; what may become a stop
-    /// string is held back, and a stop string is never shown.
+    /// Text that goes on after the prompt. Special tokens have no text.
     Completion,
     /// The same, but a text of its own.
     Chat,
@@ -56,6 +56,10 @@ pub(crate) struct Piece {
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) manner: Manner,
+    /// The text keeps the stop string, and nothing that may become one is held back.
+    pub(crate) shows_stops: bool,
+    /// What the request was given, where its time is bounded.
+    pub(crate) timeout: Option<Timeout>,
     pub(crate) stop: Vec<String>,
     /// Ending ids are tokens like others.
     pub(crate) ignore_eos: bool,
@@ -106,7 +110,7 @@ impl Finish {
             FinishReason::MaskMissed => Err(Fault::MaskMissed),
             FinishReason::GrammarFailed => Err(Fault::GrammarFailed),
             FinishReason::GroupLost => Err(Fault::GroupLost),
-            FinishReason::Cancelled => Err(Fault::Cancelled),
+            FinishReason::Cancelled | FinishReason::Deadline => Err(Fault::Cancelled),
         }
     }
 
@@ -198,12 +202,18 @@ impl Respond {
     /// string.
     pub(crate) fn generated_text(&self) -> String {
         let mut text = self.text.tokenizer.decode(&self.ids, true);
-        if let Some(stop) = self.stopped.and_then(|index| self.rules.stop.get(index))
+        self.cut_after_stop(&mut text);
+        text
+    }
+
+    /// Has a text that shows its stop string end with it.
+    pub(crate) fn cut_after_stop(&self, text: &mut String) {
+        if self.rules.shows_stops
+            && let Some(stop) = self.stopped.and_then(|index| self.rules.stop.get(index))
             && let Some(at) = text.find(stop.as_str())
         {
             text.truncate(at + stop.len());
         }
-        text
     }
 
     pub(crate) fn prompt(&self) -> Vec<u32> {
@@ -269,16 +279,23 @@ impl Respond {
     /// Looks for stop strings in the text so far and, where they are hidden, leaves in `text` what
     /// may be shown.
     fn match_stops(&mut self, id: u32, special: bool, last: bool, text: &mut String) {
+        // A special token may be named although it has no text.
+        let named = || {
+            let own = self.text.tokenizer.token_text(id);
+            self.rules.stop.iter().position(|stop| *stop == own)
+        };
         match &mut self.stops {
             Stops::None => {}
-            Stops::Shown(detector) => self.stopped = detector.push(text),
+            Stops::Shown(detector) => {
+                let met = detector.push(text);
+                self.stopped = met.or_else(|| special.then(named).flatten());
+            }
             Stops::Hidden(matcher) => {
                 let released = matcher.push(text);
                 *text = released.text;
                 self.stopped = released.stopped;
                 if self.stopped.is_none() && special {
-                    let own = self.text.tokenizer.token_text(id);
-                    self.stopped = self.rules.stop.iter().position(|stop| *stop == own);
+                    self.stopped = named();
                 }
                 if released.stopped.is_none() && (last || self.stopped.is_some()) {
                     text.push_str(&matcher.flush());
@@ -310,7 +327,19 @@ impl Respond {
         }
     }
 
+    fn overdue(&self, timeout: Timeout) -> Overdue {
+        let generated = self.meter.generated;
+        if self.meter.has_started() {
+            Overdue::Running { timeout, generated }
+        } else {
+            Overdue::Waiting { timeout }
+        }
+    }
+
     fn end(&mut self, reason: FinishReason) -> Result<Piece, ApiError> {
+        if let (FinishReason::Deadline, Some(timeout)) = (reason, self.rules.timeout) {
+            return Err(ApiError::Deadline(self.overdue(timeout)));
+        }
         let finish = Finish::of(reason).map_err(ApiError::Generation)?;
         let mut piece = self.held.take().ok_or(ApiError::Incomplete)?;
         piece.finish = Some(self.told(finish));
@@ -325,9 +354,10 @@ impl Stops {
         if rules.stop.is_empty() {
             return Self::None;
         }
-        match rules.manner {
-            Manner::Tgi => Self::Shown(StopDetector::new(&rules.stop, StopPlace::Anywhere)),
-            Manner::Completion | Manner::Chat => Self::Hidden(StopMatcher::new(&rules.stop)),
+        if rules.shows_stops {
+            Self::Shown(StopDetector::new(&rules.stop, StopPlace::Anywhere))
+        } else {
+            Self::Hidden(StopMatcher::new(&rules.stop))
         }
     }
 }

@@ -76,6 +76,7 @@ class Requests:
     payload_limit: int
     validation_workers: int
     disable_grammar_support: bool
+    timeout_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Http:
     compute_type: str | None
     predict_route: str | None
     health_route: str | None
+    v1_dialect: str
     drain_deadline_ms: int
 
 

@@ -53,6 +53,7 @@ def example() -> dict[str, Any]:
             "payload_limit": 2000000,
             "validation_workers": 2,
             "disable_grammar_support": False,
+            "timeout_ms": None,
         },
         "engine": {
             "block_tokens": 0,
@@ -78,6 +79,7 @@ def example() -> dict[str, Any]:
             "predict_route": None,
             "prometheus_port": None,
             "health_route": None,
+            "v1_dialect": "openai",
             "drain_deadline_ms": 30000,
         },
         "shards": [shard(0), shard(1)],

@@ -180,6 +180,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             payload_limit: 1 << 20,
             validation_workers: 1,
             disable_grammar_support: false,
+            timeout_ms: None,
         },
         engine: config::Engine {
             block_tokens: 0,
@@ -207,6 +208,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             compute_type: None,
             predict_route: None,
             health_route: None,
+            v1_dialect: config::Dialect::Openai,
             prometheus_port: None,
             drain_deadline_ms: 1000,
         },

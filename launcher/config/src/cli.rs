@@ -47,7 +47,7 @@ or SM. COMPUTE_TYPE is what the header x-compute-type says.
 Flags of TGI that are taken and without effect here: --trust-remote-code, \
 --waiting-served-ratio, --max-waiting-tokens, --max-batch-total-tokens, --cuda-graphs other than 0, \
 --disable-custom-kernels, --enable-prefill-logprobs, --usage-stats. Not supported yet, and \
-refused: --kv-cache-dtype, --lora-adapters, --weights-cache-override, --rope-scaling, \
+refused: --lora-adapters, --weights-cache-override, --rope-scaling, \
 --rope-factor, --ngrok, and --speculate with more than 0.";
 
 /// The command line of `headrace serve`.
@@ -144,6 +144,14 @@ pub struct HttpArgs {
     /// What the header x-compute-type says [default: the number of shards and the device]
     #[arg(long, hide = true, env = "COMPUTE_TYPE", value_name = "TEXT")]
     pub compute_type: Option<String>,
+    /// Whose habits /v1 has where OpenAI's types and TGI disagree; ?dialect= says it of one request.
+    /// tgi: a chat's and a whole completion's finish_reason is stop_sequence after a stop string,
+    /// which stays in the text; calls of tools end with stop; an event a token in streams, with the
+    /// text of special tokens in those of completions; ids of answers are empty; log-probabilities
+    /// are of the distribution that tokens are drawn from; presence_penalty p is a
+    /// repetition_penalty of p + 2; errors in streams say 422
+    #[arg(long, env = "HEADRACE_V1_DIALECT", value_name = "openai|tgi", hide_possible_values = true, value_enum, default_value_t = DialectName::Openai)]
+    pub v1_dialect: DialectName,
     /// Seconds that running streams get to end after SIGTERM
     #[arg(
         short,
@@ -163,6 +171,10 @@ pub struct DeviceArgs {
     /// Precision of weights and activations; auto asks the checkpoint and the device
     #[arg(long, env = "DTYPE", value_name = "auto|float32|bfloat16|float16", hide_possible_values = true, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
+    /// Precision of the KV cache; auto keeps the model's. Eight bits hold twice the tokens: e4m3fn is
+    /// closer, e5m2 reaches further; the checkpoint's scales are used, else 1.0
+    #[arg(long, env = "KV_CACHE_DTYPE", value_name = "auto|fp8_e4m3fn|fp8_e5m2", hide_possible_values = true, value_enum, default_value_t = KvCacheDtype::Auto)]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Processes the model is split over (tensor parallelism) [default: 1, or the visible GPUs]
     #[arg(long, env = "NUM_SHARD", value_name = "N")]
     pub num_shard: Option<usize>,
@@ -245,6 +257,10 @@ pub struct RequestArgs {
         default_value_t = 2
     )]
     pub validation_workers: usize,
+    /// Seconds that a request may take from its arrival to its last token, unless its own header
+    /// x-request-timeout says otherwise; one that takes longer ends with an error [default: any]
+    #[arg(long, env = "HEADRACE_REQUEST_TIMEOUT", value_name = "SECONDS")]
+    pub request_timeout: Option<f64>,
     /// Refuse requests for a grammar
     #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT")]
     pub disable_grammar_support: bool,
@@ -384,11 +400,26 @@ pub enum DeviceKind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DialectName {
+    Openai,
+    Tgi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     Auto,
     Float32,
     Bfloat16,
     Float16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    Auto,
+    #[value(name = "fp8_e4m3fn")]
+    Fp8E4m3fn,
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -15,9 +15,6 @@ use crate::resolve::ConfigError;
     reason = "each is a switch of TGI's command line"
 )]
 pub struct CompatArgs {
-    /// Not supported yet: an 8-bit KV cache
-    #[arg(long, hide = true, env = "KV_CACHE_DTYPE", value_name = "DTYPE")]
-    pub kv_cache_dtype: Option<String>,
     /// Not supported yet: adapters
     #[arg(long, hide = true, env = "LORA_ADAPTERS", value_name = "LIST")]
     pub lora_adapters: Option<String>,
@@ -112,13 +109,6 @@ impl CompatArgs {
     /// Refuses what would change answers.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let refused = [
-            (
-                "--kv-cache-dtype",
-                self.kv_cache_dtype
-                    .as_ref()
-                    .is_some_and(|dtype| dtype != "auto"),
-                "a KV cache in another dtype than the model's is",
-            ),
             (
                 "--lora-adapters",
                 self.lora_adapters.is_some(),

@@ -18,7 +18,8 @@ pub use crate::cli::Typed;
 pub use crate::file::{FileError, load, save, without_secrets};
 pub use crate::machine::Machine;
 pub use crate::resolve::{
-    ConfigError, DEFAULT_MODEL, Launch, Resolved, SECRET_VARIABLES, hub_token, resolve,
+    ConfigError, DEFAULT_MODEL, Launch, Resolved, SECRET_VARIABLES, TIMEOUT_MAX_S, hub_token,
+    resolve,
 };
 
 /// Everything a server needs to know, resolved.
@@ -73,7 +74,7 @@ pub struct Device {
     pub kind: String,
     /// `auto`, `float32`, `bfloat16` or `float16`.
     pub dtype: String,
-    /// Empty for the model's dtype.
+    /// `float8_e4m3fn` or `float8_e5m2`; empty for the model's dtype.
     pub kv_dtype: String,
     /// Of the free memory, for the KV pool; 0 for the device's default.
     pub memory_fraction: f32,
@@ -106,6 +107,8 @@ pub struct Requests {
     pub validation_workers: usize,
     /// Whether requests for a grammar are refused.
     pub disable_grammar_support: bool,
+    /// What a request may take that does not say itself; `None` for any time.
+    pub timeout_ms: Option<u64>,
 }
 
 /// How steps are made.
@@ -163,8 +166,18 @@ pub struct Http {
     /// Another path of the predictions of `/vertex`, and another one of `/health`.
     pub predict_route: Option<String>,
     pub health_route: Option<String>,
+    /// Whose habits `/v1` has, unless a request says itself.
+    pub v1_dialect: Dialect,
     /// From the stop signal to the last byte of the last stream.
     pub drain_deadline_ms: u64,
+}
+
+/// Whose habits answers of OpenAI's routes have where OpenAI's types and TGI disagree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    Openai,
+    Tgi,
 }
 
 /// One rank.
@@ -204,6 +217,7 @@ impl fmt::Debug for Http {
             .field("predict_route", &self.predict_route)
             .field("prometheus_port", &self.prometheus_port)
             .field("health_route", &self.health_route)
+            .field("v1_dialect", &self.v1_dialect)
             .field("drain_deadline_ms", &self.drain_deadline_ms)
             .finish()
     }

@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{DeviceKind, Dtype, LoadFormat, Quantize, ToolCallParser, Typed};
+use crate::cli::{
+    DeviceKind, DialectName, Dtype, KvCacheDtype, LoadFormat, Quantize, ToolCallParser, Typed,
+};
 use crate::machine::Machine;
-use crate::{Device, Engine, Http, Model, Requests, Serve, Telemetry, Watermark};
+use crate::{Device, Dialect, Engine, Http, Model, Requests, Serve, Telemetry, Watermark};
 
 /// What is served when nobody says.
 pub const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -36,7 +38,7 @@ const BLOCK_TOKENS_MAX: u32 = 1024;
 /// Plans in flight at most; the referee tests no more.
 const DEPTH_MAX: u32 = 3;
 /// Any timeout at most, a week: sums of deadlines stay far from overflow.
-const TIMEOUT_MAX_S: u64 = 7 * 24 * 3600;
+pub const TIMEOUT_MAX_S: u64 = 7 * 24 * 3600;
 
 /// A command line that cannot be served. The texts name the flag and the number.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -59,6 +61,8 @@ pub enum ConfigError {
     NotAFraction { flag: &'static str, value: f32 },
     #[error("{flag} must lie above 0 and below 1, it is {value}")]
     NotAProperShare { flag: &'static str, value: f32 },
+    #[error("{flag} must lie above 0 and at most at {TIMEOUT_MAX_S} seconds, it is {value}")]
+    NotATimeout { flag: &'static str, value: f64 },
     #[error("{flag} must be a finite number, it is {value}")]
     NotFinite { flag: &'static str, value: f32 },
     #[error("--max-input-tokens ({input}) must be less than --max-total-tokens ({total})")]
@@ -329,7 +333,12 @@ fn device(typed: &Typed, machine: &Machine, num_shard: u32) -> Result<Device, Co
     Ok(Device {
         kind: kind.to_owned(),
         dtype: dtype.to_owned(),
-        kv_dtype: String::new(),
+        kv_dtype: match typed.kv_cache_dtype {
+            KvCacheDtype::Auto => "",
+            KvCacheDtype::Fp8E4m3fn => "float8_e4m3fn",
+            KvCacheDtype::Fp8E5m2 => "float8_e5m2",
+        }
+        .to_owned(),
         memory_fraction: if is_default { 0.0 } else { fraction },
         kv_bytes_max: match typed.kv_memory {
             Some(bytes) => bounded("--kv-memory", bytes, 1, u64::MAX)?,
@@ -380,7 +389,22 @@ fn requests(typed: &Typed) -> Result<Requests, ConfigError> {
         payload_limit: least_one("--payload-limit", typed.payload_limit, usize::MAX)?,
         validation_workers: least_one("--validation-workers", typed.validation_workers, 1024)?,
         disable_grammar_support: typed.disable_grammar_support,
+        timeout_ms: request_timeout(typed.request_timeout)?,
     })
+}
+
+/// In milliseconds, rounded up: none is 0.
+fn request_timeout(seconds: Option<f64>) -> Result<Option<u64>, ConfigError> {
+    match seconds {
+        None => Ok(None),
+        Some(value) if value > 0.0 && value <= TIMEOUT_MAX_S as f64 => {
+            Ok(Some((value * 1000.0).ceil() as u64))
+        }
+        Some(value) => Err(ConfigError::NotATimeout {
+            flag: "--request-timeout",
+            value,
+        }),
+    }
 }
 
 fn engine(typed: &Typed, on_gpu: bool) -> Result<Engine, ConfigError> {
@@ -517,6 +541,10 @@ fn http(typed: &Typed, warnings: &mut Vec<String>) -> Result<Http, ConfigError> 
         compute_type: typed.compute_type.clone(),
         predict_route: path("AIP_PREDICT_ROUTE", typed.aip_predict_route.as_ref())?,
         health_route: path("AIP_HEALTH_ROUTE", typed.aip_health_route.as_ref())?,
+        v1_dialect: match typed.v1_dialect {
+            DialectName::Openai => Dialect::Openai,
+            DialectName::Tgi => Dialect::Tgi,
+        },
         drain_deadline_ms: drain_s * 1000,
     })
 }

@@ -27,7 +27,7 @@ fn parse(line: &str) -> Result<Typed, String> {
         word.contains('=')
             && name
                 .bytes()
-                .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
     };
     let (env, args): (Vec<&str>, Vec<&str>) = words.into_iter().partition(is_variable);
     let words = std::iter::once("headrace").chain(args).map(OsString::from);
@@ -148,6 +148,14 @@ fn a_flag_means_what_it_says() {
         --cuda-memory-fraction 1.0 | /device/memory_fraction | 0.0
         --cuda-memory-fraction 0.5 | /device/memory_fraction | 0.5
         --reference-ops | /device/reference_ops | true
+        --kv-cache-dtype fp8_e4m3fn | /device/kv_dtype | "float8_e4m3fn"
+        KV_CACHE_DTYPE=fp8_e5m2 | /device/kv_dtype | "float8_e5m2"
+        --kv-cache-dtype auto | /device/kv_dtype | ""
+        --request-timeout 2.5 | /requests/timeout_ms | 2500
+        HEADRACE_REQUEST_TIMEOUT=0.0001 | /requests/timeout_ms | 1
+        --max-best-of 2 | /requests/timeout_ms | null
+        --v1-dialect tgi | /http/v1_dialect | "tgi"
+        HEADRACE_V1_DIALECT=openai | /http/v1_dialect | "openai"
         --cuda-graphs 1,2 | /device/graphs | true
         --cuda-graphs 0 | /device/graphs | false
         --max-concurrent-requests 9 | /requests/max_concurrent_requests | 9
@@ -252,6 +260,9 @@ fn what_cannot_work_is_refused_with_its_number() {
         --watermark-delta 1e39 | --watermark-delta must be a finite number, it is inf
         --watermark-delta nan | --watermark-delta must be a finite number, it is NaN
         --kv-memory 0 | --kv-memory must be at least 1, it is 0
+        --request-timeout 0 | --request-timeout must lie above 0 and at most at 604800 seconds, it is 0
+        --request-timeout 604801 | --request-timeout must lie above 0 and at most at 604800 seconds, it is 604801
+        --request-timeout nan | --request-timeout must lie above 0 and at most at 604800 seconds, it is NaN
         --startup-timeout 9999999 | --startup-timeout must be at most 604800, it is 9999999
         --tokenizer-config-path /no/such | --tokenizer-config-path: /no/such is no file
         --model-id= | --model-id is empty
@@ -296,6 +307,11 @@ fn what_cannot_be_read_names_the_flag_or_the_variable() {
             "JSON_OUTPUT=maybe",
             "environment variable JSON_OUTPUT: `maybe` is neither",
         ),
+        (
+            "--kv-cache-dtype fp8",
+            "[possible values: auto, fp8_e4m3fn, fp8_e5m2]",
+        ),
+        ("--v1-dialect vllm", "[possible values: openai, tgi]"),
         ("--kv-memory 4parsecs", "unknown unit `parsecs`"),
     ];
     for (line, expected) in table {

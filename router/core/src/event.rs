@@ -13,6 +13,8 @@ pub enum FinishReason {
     StopText,
     /// The client is gone.
     Cancelled,
+    /// The time that it was given is over; who has a clock says so.
+    Deadline,
     /// The model produced a number that is none (R10).
     Nan,
     /// A mask was missed twice for one token (R7).

@@ -13,7 +13,7 @@
 //! commit 0 a=EOS b=7 c=NAN d=BAD                      the model draws for the others; NAN spoils
 //!                                                     logits, BAD the row's cells, MISSED its mask
 //! run 3                                               plan and commit, three times
-//! finish a cancelled                                  or stop
+//! finish a cancelled                                  or stop, or deadline
 //! lose first_step=10 blocks=6                         the group is lost and comes back
 //! ```
 
@@ -307,6 +307,7 @@ impl Runner {
         let (name, reason) = line.split_once(' ').expect("finish NAME REASON");
         let reason = match reason {
             "cancelled" => FinishReason::Cancelled,
+            "deadline" => FinishReason::Deadline,
             "stop" => FinishReason::StopText,
             _ => panic!("nobody finishes a sequence with `{reason}`"),
         };

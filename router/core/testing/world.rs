@@ -334,11 +334,12 @@ impl World {
             return;
         }
         let seq = alive[choices.below(column(alive.len())) as usize];
-        let reason = if choices.one_in(2) {
-            FinishReason::StopText
-        } else {
-            FinishReason::Cancelled
-        };
+        let reasons = [
+            FinishReason::StopText,
+            FinishReason::Cancelled,
+            FinishReason::Deadline,
+        ];
+        let reason = reasons[choices.below(3) as usize];
         self.client(seq).outside = Some(reason);
         self.scheduler.finish(seq, reason, &mut self.events);
         self.hear();
@@ -533,6 +534,7 @@ impl World {
             }
             FinishReason::StopText
             | FinishReason::Cancelled
+            | FinishReason::Deadline
             | FinishReason::GrammarFailed
             | FinishReason::GroupLost => {
                 assert_eq!(

@@ -1,7 +1,7 @@
 //! The loop: results, ends and commands, and with what they left, the next plan. It owns the
 //! scheduler: no locks, no device, and it never waits for a client.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::{pending, ready};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -67,6 +67,7 @@ struct Seat {
     started: bool,
     span: Span,
     t0: Instant,
+    deadline: Option<Instant>,
 }
 
 struct Driver<'a> {
@@ -77,6 +78,8 @@ struct Driver<'a> {
     orphaned: bool,
     phase: Phase,
     seats: FxHashMap<SeqId, Seat>,
+    /// Of the seats that have one, the next first.
+    deadlines: BTreeSet<(Instant, SeqId)>,
     /// `plan()` had nothing to do, and nothing has changed since.
     idle: bool,
     /// When to recount, while nothing runs.
@@ -193,6 +196,7 @@ impl<'a> Driver<'a> {
             orphaned: false,
             phase: Phase::Serving,
             seats: FxHashMap::default(),
+            deadlines: BTreeSet::new(),
             idle: true,
             audit_at: None,
             methods: VecDeque::new(),
@@ -231,6 +235,11 @@ impl<'a> Driver<'a> {
 
                 () = self.inbox.finishes.posted() => {
                     self.finish_posted();
+                    self.send_masks().await?;
+                }
+
+                () = at(self.deadlines.first().map(|(when, _)| *when)) => {
+                    self.end_overdue();
                     self.send_masks().await?;
                 }
 
@@ -391,6 +400,7 @@ impl<'a> Driver<'a> {
             reply,
             span,
             t0,
+            deadline,
         } = submission;
         if self.phase != Phase::Serving {
             drop(reply.send(Err(SubmitError::Draining)));
@@ -415,8 +425,10 @@ impl<'a> Driver<'a> {
                         started: false,
                         span,
                         t0,
+                        deadline,
                     },
                 );
+                self.deadlines.extend(deadline.map(|when| (when, seq)));
                 self.idle = false;
                 Ok(())
             }
@@ -449,6 +461,19 @@ impl<'a> Driver<'a> {
         self.deliver(&mut events);
         self.events = events;
         self.idle = false;
+        self.metrics.observe(&self.scheduler.stats());
+    }
+
+    /// Ends the sequences whose time is over, and gives back what they hold.
+    fn end_overdue(&mut self) {
+        let now = Instant::now();
+        let overdue = self.deadlines.iter().take_while(|(when, _)| *when <= now);
+        let overdue: Vec<SeqId> = overdue.map(|(_, seq)| *seq).collect();
+        for seq in &overdue {
+            let started = seat(&mut self.seats, *seq).started;
+            self.metrics.overdue(started);
+        }
+        self.finish_each(overdue, FinishReason::Deadline);
         self.metrics.observe(&self.scheduler.stats());
     }
 
@@ -539,6 +564,9 @@ impl<'a> Driver<'a> {
                 SeqEvent::Finished { seq, reason } => {
                     self.masks.end(seq);
                     let seat = self.seats.remove(&seq).expect(SEATED);
+                    if let Some(deadline) = seat.deadline {
+                        self.deadlines.remove(&(deadline, seq));
+                    }
                     if seat.started {
                         self.metrics.batch_max_tokens.sub(seat.tokens_max);
                     }

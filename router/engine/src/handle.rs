@@ -119,15 +119,17 @@ impl EngineHandle {
     /// Submits a request. Resolves when it is admitted, not when it starts. Dropping this future
     /// withdraws the request.
     pub async fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
-        self.submit_matched(request, None).await
+        self.submit_until(request, None, None).await
     }
 
     /// [`EngineHandle::submit`] of a request that may be masked, with the matcher that makes its masks:
-    /// without one it ends, because none comes.
-    pub async fn submit_matched(
+    /// without one it ends, because none comes. What has not ended at `deadline` ends then, with
+    /// [`FinishReason::Deadline`], whether it waits or runs.
+    pub async fn submit_until(
         &self,
         request: Request,
         matcher: Option<Matcher>,
+        deadline: Option<Instant>,
     ) -> Result<TokenStream, SubmitError> {
         self.check()?;
         let sink = Arc::new(TokenSink::new(request.tokens_max()));
@@ -147,6 +149,7 @@ impl EngineHandle {
             reply,
             span: Span::current(),
             t0,
+            deadline,
         };
         if self
             .commands

@@ -43,6 +43,8 @@ pub(crate) struct Submission {
     pub(crate) span: Span,
     /// When it was submitted.
     pub(crate) t0: Instant,
+    /// When it is to end, if it has not by then.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// Sequences that their streams have ended. Bounded by the number of streams: each posts at most

@@ -12,8 +12,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, linea
 use self::make::{counter, durations_of, gauge, registered};
 pub(crate) use self::series::Method;
 use self::series::{
-    JoinSeries, MaskSeries, MemorySeries, MethodSeries, PaceSeries, PrefixSeries, QueueSeries,
-    StepSeries,
+    DeadlineSeries, JoinSeries, MaskSeries, MemorySeries, MethodSeries, PaceSeries, PrefixSeries,
+    QueueSeries, StepSeries,
 };
 use crate::handle::Facts;
 use crate::pace::{Paced, StepTimeModel};
@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     prefix: PrefixSeries,
     memory: MemorySeries,
     pub(crate) masks: MaskSeries,
+    deadlines: DeadlineSeries,
     pace: PaceSeries,
     inter_token: Histogram,
     pub(crate) groups_lost: IntCounter,
@@ -99,6 +100,7 @@ impl Metrics {
             prefix: PrefixSeries::new(r),
             memory: MemorySeries::new(r),
             masks: MaskSeries::new(r),
+            deadlines: DeadlineSeries::new(r),
             pace: PaceSeries::new(r),
             inter_token: registered(r, Histogram::with_opts(inter_token)),
             groups_lost: counter(
@@ -140,6 +142,11 @@ impl Metrics {
     pub(crate) fn started(&self, waited: Duration, what_for: Option<WaitReason>, cached: u32) {
         self.queue.of(what_for).observe(waited.as_secs_f64());
         self.prefix.observe(cached);
+    }
+
+    /// The time of a sequence was over, before it started or after.
+    pub(crate) fn overdue(&self, started: bool) {
+        self.deadlines.passed(started);
     }
 
     /// A step was committed.

@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::body::JsonBody;
 use crate::cloud::check_count;
 use crate::error::{ApiError, Invalid};
+use crate::terms::Terms;
 use crate::tgi::generate;
 use crate::tgi::wire::GenerateParameters;
 
@@ -159,6 +160,7 @@ pub(crate) async fn model_ready(State(app): State<Arc<App>>) -> Response {
 pub(crate) async fn infer(
     State(app): State<Arc<App>>,
     Path((name, _)): Path<(String, String)>,
+    terms: Terms,
     JsonBody(body): JsonBody<InferRequest>,
 ) -> Result<Json<InferResponse>, ApiError> {
     let names = names(body.inputs.len(), body.outputs)?;
@@ -177,7 +179,7 @@ pub(crate) async fn infer(
         .map(async |(name, (texts, in_bytes))| {
             let answers = texts.into_iter().map(|text| {
                 let parameters = parameters.clone();
-                generate::whole(&app, text, parameters)
+                generate::whole(&app, terms, text, parameters)
             });
             let answers = try_join_all(answers).await?;
             let mut texts = answers.into_iter().map(|(_, answer)| answer.generated_text);

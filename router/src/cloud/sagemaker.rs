@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::body::JsonBody;
 use crate::error::ApiError;
 use crate::openai::wire::{ChatRequest, CompletionRequest};
+use crate::terms::Terms;
 use crate::tgi::wire::CompatGenerateRequest;
 use crate::{openai, tgi};
 
@@ -47,13 +48,16 @@ pub(crate) struct InvokedEvent;
 )]
 pub(crate) async fn invocations(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(body): JsonBody<Invocation>,
 ) -> Result<Response, ApiError> {
     match body {
-        Invocation::Generate(body) => tgi::generate::compat(State(app), JsonBody(body)).await,
-        Invocation::Chat(body) => openai::chat::chat(State(app), JsonBody(body)).await,
+        Invocation::Generate(body) => {
+            tgi::generate::compat(State(app), terms, JsonBody(body)).await
+        }
+        Invocation::Chat(body) => openai::chat::chat(State(app), terms, JsonBody(body)).await,
         Invocation::Completion(body) => {
-            openai::completions::completions(State(app), JsonBody(body)).await
+            openai::completions::completions(State(app), terms, JsonBody(body)).await
         }
     }
 }

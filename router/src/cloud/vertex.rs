@@ -16,6 +16,7 @@ use crate::cloud::check_count;
 use crate::error::ApiError;
 use crate::openai::chat;
 use crate::openai::wire::ChatRequest;
+use crate::terms::Terms;
 use crate::tgi::generate;
 use crate::tgi::wire::{GenerateParameters, GenerateRequest};
 
@@ -56,13 +57,17 @@ pub(crate) struct VertexResponse {
 )]
 pub(crate) async fn vertex(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(body): JsonBody<VertexRequest>,
 ) -> Result<(HeaderMap, Json<VertexResponse>), ApiError> {
     if body.instances.is_empty() {
         return Err(ApiError::NoInstances);
     }
     check_count(&app, "instances", body.instances.len())?;
-    let answers = body.instances.into_iter().map(|one| one.answer(&app));
+    let answers = body
+        .instances
+        .into_iter()
+        .map(|one| one.answer(&app, terms));
     let answers: Vec<(usize, String)> = try_join_all(answers).await?;
     let characters = answers.iter().map(|(characters, _)| characters).sum();
     let predictions = answers.into_iter().map(|(_, text)| text).collect();
@@ -76,18 +81,18 @@ pub(crate) async fn vertex(
 
 impl Instance {
     /// Characters of the prompt, and the new text.
-    async fn answer(self, app: &Arc<App>) -> Result<(usize, String), ApiError> {
+    async fn answer(self, app: &Arc<App>, terms: Terms) -> Result<(usize, String), ApiError> {
         match self {
             Self::Generate(body) => {
                 let GenerateRequest { inputs, parameters } = *body;
                 let mut parameters = parameters.unwrap_or_else(GenerateParameters::absent);
                 parameters.do_sample.get_or_insert(true);
                 let characters = inputs.chars().count();
-                let (_, response) = generate::whole(app, inputs, parameters).await?;
+                let (_, response) = generate::whole(app, terms, inputs, parameters).await?;
                 Ok((characters, response.generated_text))
             }
             Self::Chat(body) => {
-                let (characters, answers) = chat::whole(app, *body).await?;
+                let (characters, answers) = chat::whole(app, terms, *body).await?;
                 let text = answers.first().map(Answer::shown_text);
                 Ok((characters, text.ok_or(ApiError::Incomplete)?))
             }

@@ -17,6 +17,7 @@ use crate::body::JsonBody;
 use crate::error::{ApiError, Invalid, ToolRefusal};
 use crate::intake::{Intake, Prompt};
 use crate::openai::calls::{call_delta, calls};
+use crate::openai::habits::Habits;
 use crate::openai::shared::{Head, UsageSum, failure, joined, sequences};
 use crate::openai::tools::Tools;
 use crate::openai::wire::{
@@ -25,6 +26,7 @@ use crate::openai::wire::{
 };
 use crate::respond::{Finish, Manner, Piece, Respond};
 use crate::sse::{self, Frames, event};
+use crate::terms::Terms;
 use crate::validate::{Ask, Names};
 
 const ROLE: &str = "assistant";
@@ -33,9 +35,18 @@ const ROLE: &str = "assistant";
 #[derive(Debug)]
 struct ChatFrames {
     head: Arc<Head>,
+    habits: &'static Habits,
     index: usize,
     logprobs: bool,
     usage: Arc<UsageSum>,
+}
+
+/// What a stream tells, and how.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    habits: &'static Habits,
+    logprobs: bool,
+    usage: bool,
 }
 
 /// Answers a conversation.
@@ -50,15 +61,16 @@ struct ChatFrames {
 )]
 pub(crate) async fn chat(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(mut body): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let tools = Tools::take(&mut body).map_err(ApiError::Tool)?;
-    let ask = ask(&app, &mut body, tools.as_ref())?;
+    let ask = ask(&app, terms.habits, &mut body, tools.as_ref())?;
     let copies = sequences(&app, 1, body.n)?;
     let logprobs = body.logprobs.unwrap_or(false);
-    let head = Head::new(&app, "chatcmpl", body.model.as_deref());
-    let mut intake = Intake::open(&app, Manner::Chat, copies, ask)?;
+    let head = Head::new(&app, terms.habits, "chatcmpl", body.model.as_deref());
+    let mut intake = Intake::open(&app, terms, Manner::Chat, copies, ask)?;
     intake.tools = tools.as_ref().map(Tools::rules);
     let stream = body.stream.unwrap_or(false);
     let options = body.stream_options.take().unwrap_or_default();
@@ -67,22 +79,32 @@ pub(crate) async fn chat(
     if stream {
         let headers = compute_headers(&app, characters);
         let usage = options.include_usage.unwrap_or(false);
-        return Ok((headers, streamed(head, responds, logprobs, usage)).into_response());
+        let told = Told {
+            habits: terms.habits,
+            logprobs,
+            usage,
+        };
+        return Ok((headers, streamed(head, responds, told)).into_response());
     }
     let answers = Answer::collect_all(responds).await?;
     let headers = cost_headers(&app, characters, &answers, ComputeTime::Told(received));
-    Ok((headers, Json(completion(head, &answers, logprobs))).into_response())
+    Ok((
+        headers,
+        Json(completion(head, terms.habits, &answers, logprobs)),
+    )
+        .into_response())
 }
 
 /// Characters of the prompt, and one answer that is not streamed. It is a text, calls of tools
 /// included.
 pub(crate) async fn whole(
     app: &Arc<App>,
+    terms: Terms,
     mut body: ChatRequest,
 ) -> Result<(usize, Vec<Answer>), ApiError> {
     let tools = Tools::take(&mut body).map_err(ApiError::Tool)?;
-    let ask = ask(app, &mut body, tools.as_ref())?;
-    let intake = Intake::open(app, Manner::Chat, 1, ask)?;
+    let ask = ask(app, terms.habits, &mut body, tools.as_ref())?;
+    let intake = Intake::open(app, terms, Manner::Chat, 1, ask)?;
     let (characters, prompt) = prompt(&intake.ready.text, body, tools)?;
     let responds = intake.submit(vec![prompt], 1).await?;
     Ok((characters, Answer::collect_all(responds).await?))
@@ -135,7 +157,7 @@ impl ChatFrames {
             index: self.index,
             delta,
             logprobs,
-            finish_reason: finish.map(Finish::as_openai),
+            finish_reason: finish.map(|finish| self.habits.finish_reason(finish)),
         };
         chunk(&self.head, &[choice], None, out);
     }
@@ -159,25 +181,36 @@ impl Frames for ChatFrames {
         } else {
             ""
         };
-        if piece.finish.is_some() || !text.is_empty() || logprobs.is_some() {
+        let is_told = self.habits.event_a_token && piece.events.is_empty();
+        if is_told || piece.finish.is_some() || !text.is_empty() || logprobs.is_some() {
             self.write(content_delta(text), logprobs, piece.finish, out);
         }
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut BytesMut) {
-        failure(error, out);
+        failure(self.habits, error, out);
     }
 }
 
 // === free functions ===
 
-fn ask(app: &App, body: &mut ChatRequest, tools: Option<&Tools>) -> Result<Ask, ApiError> {
+fn ask(
+    app: &App,
+    habits: &Habits,
+    body: &mut ChatRequest,
+    tools: Option<&Tools>,
+) -> Result<Ask, ApiError> {
     // Before the model is loaded nothing is asked of it.
     let calls = match (tools, app.text.get()) {
         (Some(tools), Some(text)) => tools.constraint(&text.tools).map_err(ApiError::Tool)?,
         (None, _) | (_, None) => None,
     };
-    let plain = body.ask();
+    let mut plain = body.ask();
+    if habits.presence_repeats
+        && let Some(penalty) = plain.presence_penalty.take()
+    {
+        plain.repetition_penalty.get_or_insert(penalty + 2.0);
+    }
     let grammar = match calls {
         Some(_) if plain.grammar.is_some() => return Err(ApiError::Tool(ToolRefusal::Format)),
         Some(calls) => Some(Ok(GrammarSpec::Lark(calls.lark))),
@@ -192,6 +225,7 @@ fn ask(app: &App, body: &mut ChatRequest, tools: Option<&Tools>) -> Result<Ask, 
             top_n: "top_logprobs",
         },
         grammar,
+        logprob_raw: habits.raw_logprobs,
         ..plain
     })
 }
@@ -292,7 +326,7 @@ fn event_delta<'a>(event: &'a ToolEvent, respond: &Respond) -> Option<Delta<'a>>
     })
 }
 
-fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool, tells_usage: bool) -> Response {
+fn streamed(head: Head, responds: Vec<Respond>, told: Told) -> Response {
     let head = Arc::new(head);
     let usage = UsageSum::new(responds.first().map_or(0, |respond| respond.meter.input));
     let sequences = responds.into_iter().enumerate().map(|(index, respond)| {
@@ -301,8 +335,9 @@ fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool, tells_usage: boo
             respond,
             ChatFrames {
                 head,
+                habits: told.habits,
                 index,
-                logprobs,
+                logprobs: told.logprobs,
                 usage,
             },
         )
@@ -310,7 +345,7 @@ fn streamed(head: Head, responds: Vec<Respond>, logprobs: bool, tells_usage: boo
     let sequences = sequences.collect();
     let tail = move || {
         let mut last = BytesMut::new();
-        if tells_usage {
+        if told.usage {
             chunk(&head, &[], Some(usage.usage()), &mut last);
         }
         last.freeze()
@@ -331,7 +366,7 @@ fn chunk(head: &Head, choices: &[ChunkChoice<'_>], usage: Option<Usage>, out: &m
     event(&chunk, out);
 }
 
-fn completion(head: Head, answers: &[Answer], logprobs: bool) -> ChatCompletion {
+fn completion(head: Head, habits: &Habits, answers: &[Answer], logprobs: bool) -> ChatCompletion {
     let prompt = answers
         .first()
         .map_or(0, |answer| answer.respond.meter.input);
@@ -349,7 +384,7 @@ fn completion(head: Head, answers: &[Answer], logprobs: bool) -> ChatCompletion 
                 content: pieces.map(|piece| logprob(text, piece)).collect(),
             }
         }),
-        finish_reason: answer.finish.as_openai(),
+        finish_reason: habits.finish_reason(answer.finish),
     };
     ChatCompletion {
         object: "chat.completion",

@@ -14,18 +14,21 @@ use crate::app::{App, Text};
 use crate::body::JsonBody;
 use crate::error::{ApiError, Invalid};
 use crate::intake::{Intake, Prompt};
+use crate::openai::habits::Habits;
 use crate::openai::shared::{Head, failure, joined, sequences};
 use crate::openai::wire::{
     Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, TopByText, Usage,
 };
 use crate::respond::{Finish, Manner, Piece, Respond};
 use crate::sse::{self, Frames, event};
+use crate::terms::Terms;
 use crate::validate::{Ask, Names};
 
 /// Writes the events of one continuation.
 #[derive(Debug)]
 struct CompletionFrames {
     head: Arc<Head>,
+    habits: &'static Habits,
     index: usize,
     logprobs: bool,
     /// Characters written so far.
@@ -51,6 +54,7 @@ struct Echo {
 /// What an answer tells of each prompt.
 #[derive(Debug)]
 struct Telling {
+    habits: &'static Habits,
     /// Continuations.
     n: usize,
     logprobs: bool,
@@ -76,6 +80,7 @@ struct Told {
 )]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(mut body): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     if body.suffix.is_some() {
@@ -88,6 +93,7 @@ pub(crate) async fn completions(
         tokens_max: if only { Some(1) } else { body.max_tokens },
         prompt_logprobs: echoes && body.logprobs.is_some(),
         top_n: body.logprobs,
+        logprob_raw: terms.habits.raw_logprobs,
         names: Names {
             prompt: "prompt",
             tokens_max: "max_tokens",
@@ -100,14 +106,20 @@ pub(crate) async fn completions(
     let echo = echoes.then(|| Echo::new(&prompts, only));
     sequences(&app, prompts.len(), body.n)?;
     let telling = Telling {
+        habits: terms.habits,
         n: body.n.unwrap_or(1),
         logprobs: body.logprobs.is_some(),
         echo,
     };
     let is_streamed = body.stream.unwrap_or(false);
     let copies = candidates(&app, body.best_of, telling.n, is_streamed)?;
-    let head = Head::new(&app, "cmpl", body.model.as_deref());
-    let intake = Intake::open(&app, Manner::Completion, prompts.len() * copies, ask)?;
+    let head = Head::new(&app, terms.habits, "cmpl", body.model.as_deref());
+    let manner = if is_streamed && terms.habits.event_a_token {
+        Manner::Tgi
+    } else {
+        Manner::Completion
+    };
+    let intake = Intake::open(&app, terms, manner, prompts.len() * copies, ask)?;
     let responds = intake.submit(prompts, copies).await?;
     if is_streamed {
         let headers = compute_headers(&app, characters);
@@ -178,7 +190,8 @@ impl Told {
 impl Frames for CompletionFrames {
     fn piece(&mut self, piece: &Piece, respond: &Respond, out: &mut BytesMut) {
         let echo = self.echo.take();
-        if echo.is_none() && piece.finish.is_none() && piece.text.is_empty() && !self.logprobs {
+        let is_told = self.habits.event_a_token || self.logprobs || piece.finish.is_some();
+        if echo.is_none() && piece.text.is_empty() && !is_told {
             return;
         }
         let told = echo.map(|prompt| Told::new(respond, &prompt, self.logprobs));
@@ -211,7 +224,7 @@ impl Frames for CompletionFrames {
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut BytesMut) {
-        failure(error, out);
+        failure(self.habits, error, out);
     }
 }
 
@@ -270,6 +283,7 @@ fn streamed(head: Head, responds: Vec<Respond>, telling: &Telling) -> Response {
         let echo = telling.echo.as_ref();
         let frames = CompletionFrames {
             head: Arc::clone(&head),
+            habits: telling.habits,
             index,
             logprobs: telling.logprobs,
             offset: 0,
@@ -328,7 +342,7 @@ fn completion(head: &Head, answers: &[Answer], telling: &Telling, usage: Usage) 
             finish_reason: if only {
                 "length"
             } else {
-                answer.finish.as_openai()
+                telling.habits.finish_reason(answer.finish)
             },
         });
     let choices: Vec<_> = choices.collect();

@@ -3,6 +3,7 @@
 pub(crate) mod calls;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod habits;
 pub(crate) mod models;
 pub(crate) mod shared;
 pub(crate) mod tools;

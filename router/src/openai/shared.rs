@@ -10,6 +10,7 @@ use futures_util::{Stream, StreamExt, stream};
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::openai::habits::Habits;
 use crate::openai::wire::{StreamError, StreamErrorBody, Usage};
 use crate::sse::{DONE, event};
 use crate::validate::random_u64;
@@ -33,12 +34,16 @@ pub(crate) struct UsageSum {
 // === impl Head ===
 
 impl Head {
-    pub(crate) fn new(app: &App, prefix: &str, model: Option<&str>) -> Self {
+    pub(crate) fn new(app: &App, habits: &Habits, prefix: &str, model: Option<&str>) -> Self {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Self {
-            id: format!("{prefix}-{:016x}{:016x}", random_u64(), random_u64()),
+            id: if habits.has_ids {
+                format!("{prefix}-{:016x}{:016x}", random_u64(), random_u64())
+            } else {
+                String::new()
+            },
             created: since.as_secs(),
             model: app.model_name(model).to_owned(),
             fingerprint: format!("{}-native", env!("CARGO_PKG_VERSION")),
@@ -98,9 +103,11 @@ where
     }))
 }
 
-/// The error event of these routes, with the status it would have had.
-pub(crate) fn failure(error: &ApiError, out: &mut BytesMut) {
-    let (message, http_status_code) = (error.to_string(), error.status().as_u16());
+/// The error event of these routes, with the status it would have had, or the one all have.
+pub(crate) fn failure(habits: &Habits, error: &ApiError, out: &mut BytesMut) {
+    let message = error.to_string();
+    let own = error.status().as_u16();
+    let http_status_code = habits.stream_failure.unwrap_or(own);
     event(
         &StreamError {
             error: StreamErrorBody {

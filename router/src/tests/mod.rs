@@ -14,6 +14,7 @@ mod malformed;
 mod parameters;
 mod routes;
 pub(crate) mod script;
+mod terms;
 mod tools;
 
 use std::sync::{Arc, OnceLock};
@@ -163,14 +164,15 @@ fn serve() -> Serve {
         "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,
             "max_top_n_tokens": 5, "max_input_tokens": 64, "max_total_tokens": 128,
             "max_client_batch_size": 4, "payload_limit": 20000, "validation_workers": 1,
-            "disable_grammar_support": false},
+            "disable_grammar_support": false, "timeout_ms": null},
         "engine": {"block_tokens": 16, "blocks_max": 0, "running_max": 8, "step_tokens_max": 64,
             "prefill_tokens_max": 64, "itl_target_ms": 50, "pipeline_depth": 2,
             "prefix_caching": true, "mask_ms_max": 20, "record": null,
             "step_deadline_ms": 1000, "prepare_deadline_ms": 1000},
         "watermark": {"gamma": 0.5, "delta": 2.0},
         "http": {"hostname": "127.0.0.1", "port": 0, "api_key": null, "cors_allow_origin": [],
-            "prometheus_port": null, "compute_type": null, "predict_route": null, "health_route": null, "drain_deadline_ms": 1000},
+            "prometheus_port": null, "compute_type": null, "predict_route": null, "health_route": null,
+            "v1_dialect": "openai", "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
         "telemetry": {"log_level": "info", "json_output": false, "otlp_endpoint": null,
             "otlp_service_name": "router"},

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use headrace_engine::{EngineState, FinishReason, Request, SubmitError, TokenEvent};
 use headrace_grammar::Matcher;
+use tokio::time::Instant;
 
 /// What comes for one submission, wake by wake. After it the sequence hangs.
 pub(crate) type Wakes = Vec<Vec<TokenEvent>>;
@@ -30,6 +31,7 @@ pub(crate) struct Log {
     pub(crate) requests: Vec<Request>,
     /// Of each request, if it is masked.
     pub(crate) matchers: Vec<Option<Matcher>>,
+    pub(crate) deadlines: Vec<Option<Instant>>,
     pub(crate) finished: Vec<FinishReason>,
     pub(crate) dropped: usize,
 }
@@ -88,10 +90,12 @@ impl Script {
         &self,
         request: &Request,
         matcher: Option<Matcher>,
+        deadline: Option<Instant>,
     ) -> Result<ScriptStream, SubmitError> {
         let mut inner = self.lock();
         inner.log.requests.push(request.clone());
         inner.log.matchers.push(matcher);
+        inner.log.deadlines.push(deadline);
         if let Some(refusal) = &inner.refusal {
             return Err(refusal.clone());
         }

@@ -14,6 +14,7 @@ use crate::error::{ApiError, Invalid};
 use crate::intake::{Intake, Prompt};
 use crate::respond::Manner;
 use crate::sse;
+use crate::terms::Terms;
 use crate::tgi::stream::StreamFrames;
 use crate::tgi::wire::{
     BestOfSequence, CompatGenerateRequest, Details, GenerateParameters, GenerateRequest,
@@ -32,15 +33,16 @@ use crate::tgi::wire::{
 )]
 pub(crate) async fn compat(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(body): JsonBody<CompatGenerateRequest>,
 ) -> Result<Response, ApiError> {
     let stream = body.stream.unwrap_or(false);
     let mut parameters = body.parameters.unwrap_or_else(GenerateParameters::absent);
     parameters.return_full_text.get_or_insert(true);
     if stream {
-        return streamed(&app, body.inputs, parameters).await;
+        return streamed(&app, terms, body.inputs, parameters).await;
     }
-    let (headers, response) = whole(&app, body.inputs, parameters).await?;
+    let (headers, response) = whole(&app, terms, body.inputs, parameters).await?;
     Ok((headers, Json([response])).into_response())
 }
 
@@ -53,10 +55,11 @@ pub(crate) async fn compat(
 )]
 pub(crate) async fn generate(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(body): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
     let parameters = body.parameters.unwrap_or_else(GenerateParameters::absent);
-    let (headers, response) = whole(&app, body.inputs, parameters).await?;
+    let (headers, response) = whole(&app, terms, body.inputs, parameters).await?;
     Ok((headers, Json(response)).into_response())
 }
 
@@ -70,10 +73,11 @@ pub(crate) async fn generate(
 )]
 pub(crate) async fn generate_stream(
     State(app): State<Arc<App>>,
+    terms: Terms,
     JsonBody(body): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
     let parameters = body.parameters.unwrap_or_else(GenerateParameters::absent);
-    streamed(&app, body.inputs, parameters).await
+    streamed(&app, terms, body.inputs, parameters).await
 }
 
 // === free functions ===
@@ -81,6 +85,7 @@ pub(crate) async fn generate_stream(
 /// Headers and answer of a request that is answered at once.
 pub(crate) async fn whole(
     app: &Arc<App>,
+    terms: Terms,
     inputs: String,
     parameters: GenerateParameters,
 ) -> Result<(axum::http::HeaderMap, GenerateResponse), ApiError> {
@@ -98,7 +103,7 @@ pub(crate) async fn whole(
         .best_of
         .unwrap_or(1)
         .clamp(1, app.serve.requests.max_best_of.max(1));
-    let intake = Intake::open(app, Manner::Tgi, sequences, parameters.into_ask())?;
+    let intake = Intake::open(app, terms, Manner::Tgi, sequences, parameters.into_ask())?;
     let best_of = intake.checked.best_of;
     let prompt = Prompt::Text {
         text: inputs,
@@ -129,6 +134,7 @@ pub(crate) async fn whole(
 
 async fn streamed(
     app: &Arc<App>,
+    terms: Terms,
     inputs: String,
     parameters: GenerateParameters,
 ) -> Result<Response, ApiError> {
@@ -144,7 +150,7 @@ async fn streamed(
         .then(|| inputs.clone());
     let frames = StreamFrames::new(parameters.wants_details(), prefix);
     let characters = inputs.chars().count();
-    let intake = Intake::open(app, Manner::Tgi, 1, parameters.into_ask())?;
+    let intake = Intake::open(app, terms, Manner::Tgi, 1, parameters.into_ask())?;
     let prompt = Prompt::Text {
         text: inputs,
         add_special_tokens: true,

@@ -44,6 +44,10 @@ pub(crate) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         sha: option_env!("HEADRACE_GIT_SHA"),
         docker_label: option_env!("HEADRACE_DOCKER_LABEL"),
         model_dtype: describe.map(|describe| describe.dtype.clone()),
+        kv_cache_dtype: describe.map(|describe| match app.serve.device.kv_dtype.as_str() {
+            "" => describe.dtype.clone(),
+            told => told.to_owned(),
+        }),
         model_device_type: describe.map(|describe| describe.device.clone()),
         max_input_length: input_max,
         max_batch_prefill_tokens: engine.prefill_tokens_max,

@@ -226,6 +226,8 @@ pub(crate) struct Info {
     pub(crate) sha: Option<&'static str>,
     pub(crate) docker_label: Option<&'static str>,
     pub(crate) model_dtype: Option<String>,
+    /// As the model's unless told; ours alone.
+    pub(crate) kv_cache_dtype: Option<String>,
     pub(crate) model_device_type: Option<String>,
     pub(crate) max_input_length: Option<u32>,
     pub(crate) max_batch_prefill_tokens: u32,

@@ -100,6 +100,13 @@ pub(crate) struct MaskSeries {
     pub(crate) time: Histogram,
 }
 
+/// Sequences whose time was over.
+#[derive(Debug, Clone)]
+pub(super) struct DeadlineSeries {
+    waiting: IntCounter,
+    running: IntCounter,
+}
+
 // === impl MethodSeries ===
 
 impl MethodSeries {
@@ -354,6 +361,31 @@ impl MaskSeries {
             ),
             time: registered(r, Histogram::with_opts(time.buckets(times))),
         }
+    }
+}
+
+// === impl DeadlineSeries ===
+
+impl DeadlineSeries {
+    pub(super) fn new(r: &Registry) -> Self {
+        let options = Opts::new(
+            "headrace_deadlines_passed",
+            "Sequences that ended at their deadline, by whether they waited or ran",
+        );
+        let passed = registered(r, IntCounterVec::new(options, &["state"]));
+        Self {
+            waiting: passed.with_label_values(&["waiting"]),
+            running: passed.with_label_values(&["running"]),
+        }
+    }
+
+    pub(super) fn passed(&self, started: bool) {
+        let series = if started {
+            &self.running
+        } else {
+            &self.waiting
+        };
+        series.inc();
     }
 }
 

@@ -119,6 +119,21 @@ impl Engine {
         (histogram.get_sample_count(), histogram.get_sample_sum())
     }
 
+    /// How many sequences ended at their deadline, by their state then.
+    fn deadlines_passed(&self) -> Vec<(String, u64)> {
+        let families = self.metrics.gather();
+        let passed = families
+            .iter()
+            .find(|family| family.name() == "headrace_deadlines_passed");
+        let metrics = passed.expect("it exists").get_metric().iter();
+        metrics
+            .map(|metric| {
+                let state = metric.get_label()[0].value().to_owned();
+                (state, metric.get_counter().get_value() as u64)
+            })
+            .collect()
+    }
+
     /// The value of a gauge or counter without labels; all of them are whole numbers.
     fn metric(&self, name: &str) -> i64 {
         let families = self.metrics.gather();

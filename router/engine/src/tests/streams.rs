@@ -167,6 +167,68 @@ async fn a_submission_given_up_while_it_waits_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sequence_ends_at_its_deadline_whether_it_waits_or_runs() {
+    let config = crate::EngineConfig {
+        running_max: 1,
+        prefix_caching: false,
+        ..config(1)
+    };
+    let engine = Engine::ready_with(config, Fake::paced(1)).await;
+    let free = engine.metric("headrace_kv_blocks_free");
+    let begun = Instant::now();
+    let mut streams = Vec::new();
+    // The first runs; the others wait for its slot, and the last one gets it.
+    for steps in [Some(20), Some(7), None] {
+        let deadline = steps.map(|steps| begun + STEP * steps);
+        let request = engine.request(8, if steps.is_some() { 3000 } else { 3 });
+        let stream = engine.handle.submit_until(request, None, deadline).await;
+        streams.push(stream.expect("there is room"));
+    }
+    assert_eq!(
+        read(&mut streams[1]).await,
+        (vec![], FinishReason::Deadline)
+    );
+    assert_eq!(begun.elapsed(), STEP * 7);
+    let (tokens, reason) = read(&mut streams[0]).await;
+    assert_eq!(reason, FinishReason::Deadline);
+    assert_eq!(begun.elapsed(), STEP * 20);
+    assert_eq!(
+        tokens,
+        expected(8, u32::try_from(tokens.len()).expect("few"))
+    );
+    assert!(tokens.len() > 10, "{tokens:?}");
+    assert_eq!(
+        read(&mut streams[2]).await,
+        (expected(8, 3), FinishReason::Length)
+    );
+    sleep(STEP * 4).await;
+    assert_eq!(engine.metric("headrace_kv_blocks_free"), free);
+    assert_eq!(engine.metric("tgi_batch_current_max_tokens"), 0);
+    assert_eq!(
+        engine.deadlines_passed(),
+        [("running".into(), 1), ("waiting".into(), 1)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sequence_that_ends_before_its_deadline_is_forgotten_with_it() {
+    let engine = Engine::ready(Fake::paced(1)).await;
+    let request = engine.request(8, 3);
+    let deadline = Some(Instant::now() + STEP * 50);
+    let stream = engine.handle.submit_until(request, None, deadline).await;
+    let mut stream = stream.expect("there is room");
+    assert_eq!(
+        read(&mut stream).await,
+        (expected(8, 3), FinishReason::Length)
+    );
+    sleep(STEP * 100).await;
+    assert_eq!(
+        engine.deadlines_passed(),
+        [("running".into(), 0), ("waiting".into(), 0)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_string_ends_the_sequence_but_not_the_stream_before_its_time() {
     let engine = Engine::ready(Fake::paced(1)).await;
     let mut stream = engine.stream(4, 3000).await;
