@@ -77,6 +77,7 @@ class Engine:
     dtype: torch.dtype
     weight_bytes: int
     kv_bytes_max: int  # 0: the device's default
+    kv_dtype: torch.dtype | None = None  # of the KV cache, where that is not `dtype`
     logits_dtype: torch.dtype = torch.float32  # what the model returns
     graph_inputs: GraphInputs | None = None  # what the device's graphs need, where it has any
     width: int = 0  # of the residual stream, which ranks sum
@@ -127,7 +128,8 @@ class Prepared:
 
 def kv_layout(engine: Engine, wanted: Preparation) -> KvLayout:
     """The layout of the pool that a preparation asks for."""
-    dtype = getattr(torch, wanted.kv_dtype) if wanted.kv_dtype else engine.dtype
-    if dtype != engine.dtype:
-        raise PlanError(f"the KV pool's dtype is the model's, {engine.dtype}, not {dtype}")
+    loaded = engine.kv_dtype or engine.dtype
+    dtype = getattr(torch, wanted.kv_dtype) if wanted.kv_dtype else loaded
+    if dtype != loaded:
+        raise PlanError(f"the model was loaded for a KV pool of {loaded}, not {dtype}")
     return KvLayout(engine.layers, engine.kv_heads, engine.head_dim, wanted.block_tokens, dtype)

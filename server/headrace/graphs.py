@@ -28,6 +28,7 @@ from headrace.batch import Column, Step
 from headrace.device import Download, Graph
 from headrace.kv import KvPool
 from headrace.layers.step import StepContext
+from headrace.ops.kv_write import UNIT, KvScales
 from headrace.ops.paged_attention import DecodeShape
 from headrace.ops.sampling import Samples
 from headrace.sampler import Outputs
@@ -191,6 +192,7 @@ class _Piece:
     caches: tuple[Tensor, Tensor]
     window: int
     fresh: tuple[Tensor, Tensor] | None
+    scales: KvScales
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,11 @@ class PieceGraphs:
         plan, o_THE = context.attention, self._o_THE[: step.padded]
         for piece in recorded.pieces:
             piece.graph.replay()
-            attend(piece.q_THE, *piece.caches, plan, piece.window, piece.fresh, out=o_THE)
+            attend(
+                *(piece.q_THE, *piece.caches, plan),
+                *(piece.window, piece.fresh, piece.scales),
+                out=o_THE,
+            )
         recorded.last.replay()
         return self._model.logits(recorded.x_TD, recorded.residual_TD, context.sampled_S)
 
@@ -255,13 +261,14 @@ class PieceGraphs:
             plan: None,
             window: int = 0,
             fresh: tuple[Tensor, Tensor] | None = None,
+            scales: KvScales = UNIT,
         ) -> Tensor:
             del plan
             graph = recorder.end()
             if fresh is not None:
                 fresh = device.alias(fresh[0]), device.alias(fresh[1])
             caches = k_cache_NPKE, v_cache_NPKE
-            pieces.append(_Piece(graph, device.alias(q_THE), caches, window, fresh))
+            pieces.append(_Piece(graph, device.alias(q_THE), caches, window, fresh, scales))
             o_THE = self._output(q_THE)
             recorder.begin()
             return o_THE

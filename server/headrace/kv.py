@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.ops.kv_write.base import plain
+
 
 @dataclass(frozen=True)
 class KvLayout:
@@ -45,11 +47,11 @@ class KvPool:
 
     def zero(self, blocks: Tensor) -> None:
         """Zeroes some blocks (int64 indices) in every layer."""
-        self._cells.index_fill_(2, blocks, 0)
+        plain(self._cells).index_fill_(2, blocks, 0)
 
     def zero_all(self) -> None:
         """Zeroes the pool; on the CPU this is also what makes the kernel hand out the pages."""
-        self._cells.zero_()
+        plain(self._cells).zero_()
 
     def bytes(self) -> int:
         """Bytes of the whole pool."""

@@ -25,6 +25,8 @@ from headrace.models import (
     read_spec,
 )
 from headrace.ops import sampling
+from headrace.ops.kv_write.base import CODES, code_max
+from headrace.ops.triton import FP8_CAPABILITY
 from headrace.startup import Phases
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# By their names in `serve.json`; the empty one is the model's dtype.
+KV_DTYPES = {"": None, **{str(dtype).removeprefix("torch."): dtype for dtype in CODES}}
 
 
 def load_engine(
@@ -61,6 +65,7 @@ def load_engine(
         device.start()
     log.info("device %s, %d threads", device.name, device.threads)
     dtype = _choose_dtype(serve, device, spec)
+    kv_dtype = _choose_kv_dtype(serve, device)
     folder, load_format = serve.model.path, serve.model.load_format
     quantize = serve.model.quantize
     scheme = read_scheme(folder, quantize)
@@ -81,7 +86,7 @@ def load_engine(
         timeout_s = serve.engine.prepare_deadline_ms / 1000
         comm = join_group(device, rank, ranks, shard.rendezvous, timeout_s)
     with phases("operations"):
-        op_spec = spec.op_spec(dtype, ranks, scheme)
+        op_spec = spec.op_spec(dtype, ranks, scheme, kv_dtype)
         table = ops.select(op_spec, device, serve.device.reference_ops)
     for line in table.table().splitlines():
         log.info("%s", line)
@@ -93,6 +98,7 @@ def load_engine(
         ops=table,
         load_format=load_format,
         quantize=quantize,
+        kv_dtype=kv_dtype,
         loading=loading,
         phases=phases,
     )
@@ -100,6 +106,8 @@ def load_engine(
         with phases("kernels"):
             kernels()
     log.info("%-16s %s", "step", model.step_choice)
+    if kv_dtype is not None:
+        _tell_scales(model, kv_dtype)
     log.info("%s loaded in %.1f s", spec.architecture, time.perf_counter() - begin)
     engine = engine_of(
         model,
@@ -107,6 +115,7 @@ def load_engine(
         device=device,
         comm=comm,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         reference=serve.device.reference_ops,
         graphs=device.graphs and serve.device.graphs,
     )
@@ -125,12 +134,14 @@ def engine_of(
     device: Device,
     comm: Comm,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
     reference: bool = False,
     graphs: bool = False,
 ) -> Engine:
     """What executes plans with a model that is loaded.
 
     Args:
+        kv_dtype: of the KV cache, where that is not `dtype`.
         reference: whether to sample by the reference operations.
         graphs: whether to record steps as graphs; only where the device does.
     """
@@ -160,6 +171,7 @@ def engine_of(
         head_dim=spec.head_dim,
         dtype=dtype,
         weight_bytes=model.weight_bytes,
+        kv_dtype=kv_dtype,
         kv_bytes_max=0,
         logits_dtype=dtype,
         graph_inputs=graph_inputs,
@@ -178,11 +190,13 @@ def describe(serve: Serve) -> dict[str, str | int]:
     device = open_device(serve.device.kind, 0, serve.device.threads, ranks)
     dtype = _choose_dtype(serve, device, spec)
     kv_heads = spec.local(ranks).kv_heads
-    layout = KvLayout(spec.layers, kv_heads, spec.head_dim, 1, dtype)
+    kv_dtype = _choose_kv_dtype(serve, device) or dtype
+    layout = KvLayout(spec.layers, kv_heads, spec.head_dim, 1, kv_dtype)
     return {
         "architecture": spec.architecture,
         "device": device.name,
         "dtype": str(dtype).removeprefix("torch."),
+        "kv_dtype": str(kv_dtype).removeprefix("torch."),
         "weights": scheme.name,
         "ranks": ranks,
         "layers": spec.layers,
@@ -207,3 +221,40 @@ def _choose_dtype(serve: Serve, device: Device, spec: ModelSpec) -> torch.dtype:
         raise ConfigError("dtype float16 is not served on the CPU; use bfloat16 or float32")
     log.info("dtype %s: as told", serve.device.dtype)
     return DTYPES[serve.device.dtype]
+
+
+def _choose_kv_dtype(serve: Serve, device: Device) -> torch.dtype | None:
+    """The dtype of the KV cache, where it is not the model's."""
+    name = serve.device.kv_dtype
+    if name not in KV_DTYPES:
+        known = ", ".join(filter(None, KV_DTYPES))
+        raise ConfigError(f"device: kv_dtype is {name!r}; {known} exist")
+    dtype = KV_DTYPES[name]
+    if (
+        dtype == torch.float8_e4m3fn
+        and device.kind == "cuda"
+        and device.capability < FP8_CAPABILITY
+        and not serve.device.reference_ops
+    ):
+        here, needed = (".".join(map(str, of)) for of in (device.capability, FP8_CAPABILITY))
+        raise ConfigError(
+            f"--kv-cache-dtype fp8_e4m3fn needs compute capability {needed}, and {device.name} "
+            f"has {here}: take fp8_e5m2, or leave the flag out"
+        )
+    return dtype
+
+
+def _tell_scales(model: Decoder, kv_dtype: torch.dtype) -> None:
+    """Says what the cache is kept in, and warns where the checkpoint has no scales for it."""
+    name, layers, scaled = (
+        str(kv_dtype).removeprefix("torch."),
+        len(model.blocks),
+        model.scaled_caches,
+    )
+    log.info("kv cache %s, scales of the checkpoint in %d of %d layers", name, scaled, layers)
+    if scaled < layers:
+        log.warning(
+            "the checkpoint has no scales of the KV cache for %d of %d layers: 1.0 is taken, and "
+            "keys and values beyond %g become that",
+            *(layers - scaled, layers, code_max(kv_dtype)),
+        )

@@ -92,7 +92,9 @@ class ShardService:
         del request, context
         engine = self._engine
         assert engine is not None, "serving before loaded"
-        layout = KvLayout(engine.layers, engine.kv_heads, engine.head_dim, 1, engine.dtype)
+        layout = KvLayout(
+            engine.layers, engine.kv_heads, engine.head_dim, 1, engine.kv_dtype or engine.dtype
+        )
         return messages().DescribeReply(
             architecture=engine.architecture,
             device=engine.device.kind,

@@ -23,12 +23,14 @@ def load(
     reference: bool = False,
     load_format: str = "auto",
     quantize: str = "",
+    kv_dtype: torch.dtype | None = None,
 ) -> tuple[Decoder, OpTable]:
     """Loads a rank of a folder's model on one thread, and the ops it was loaded with."""
     comm = comm or SingleComm()
     device = CpuDevice(threads=1)
     scheme = read_scheme(folder, quantize)
-    ops = select(read_spec(folder).op_spec(dtype, comm.size, scheme), device, reference)
+    spec = read_spec(folder).op_spec(dtype, comm.size, scheme, kv_dtype)
+    ops = select(spec, device, reference)
     model = load_model(
         folder,
         device=device,
@@ -37,6 +39,7 @@ def load(
         ops=ops,
         load_format=load_format,
         quantize=quantize,
+        kv_dtype=kv_dtype,
     )
     return model, ops
 
@@ -50,6 +53,7 @@ def runner(
     block_tokens: int = 16,
     load_format: str = "auto",
     quantize: str = "",
+    kv_dtype: torch.dtype | None = None,
 ) -> PagedRunner:
     """Loads a rank and gives it a pool full of NaN."""
     model, ops = load(
@@ -59,11 +63,12 @@ def runner(
         reference=reference,
         load_format=load_format,
         quantize=quantize,
+        kv_dtype=kv_dtype,
     )
     return PagedRunner(
         model,
         ops,
-        dtype=dtype,
+        dtype=kv_dtype or dtype,
         comm=comm,
         block_tokens=block_tokens,
         blocks=64,

@@ -145,6 +145,7 @@ def test_whatever_decides_the_kernels_changes_the_mark(monkeypatch: pytest.Monke
             wanted(ranks=2),
             wanted(dtype="float16"),
             wanted(quantize="fp8"),
+            wanted(kv_dtype="float8_e5m2"),
             wanted(block_tokens=32),
             wanted(running_max=64),
             wanted(step_tokens_max=512),
@@ -155,7 +156,7 @@ def test_whatever_decides_the_kernels_changes_the_mark(monkeypatch: pytest.Monke
     names.add(wanted().name())
     monkeypatch.setattr(stamp, "_sources", lambda: "other kernels")
     names.add(wanted().name())
-    assert len(names) == 12
+    assert len(names) == 13
     assert Wanted.decode(wanted().encode()) == wanted()
 
 

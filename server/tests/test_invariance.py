@@ -52,6 +52,7 @@ class Way:
     ranks: int = 1
     reference: bool = False
     alone: bool = False  # one request at a time
+    kv_dtype: torch.dtype | None = None  # of the cache, where it keeps codes
 
 
 WAYS = {
@@ -84,8 +85,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @cache
-def loaded(folder: Path, reference: bool) -> tuple[Decoder, OpTable]:
-    return load(folder, reference=reference)
+def loaded(folder: Path, reference: bool, kv_dtype: torch.dtype | None) -> tuple[Decoder, OpTable]:
+    return load(folder, reference=reference, kv_dtype=kv_dtype)
 
 
 def make_runner(
@@ -95,10 +96,17 @@ def make_runner(
     block_tokens: int,
     device: Device | None = None,
     sizes: GraphSizes = NO_GRAPHS,
+    kv_dtype: torch.dtype | None = None,
 ) -> Runner:
     device = device or CpuDevice(threads=1)
     engine = engine_of(
-        model, ops, device=device, comm=comm, dtype=torch.float32, graphs=device.graphs
+        model,
+        ops,
+        device=device,
+        comm=comm,
+        dtype=torch.float32,
+        kv_dtype=kv_dtype,
+        graphs=device.graphs,
     )
     wanted = Preparation(
         first_step=0,
@@ -125,12 +133,17 @@ def tokens_of(folder: Path, way: Way) -> list[list[int]]:
     comms: list[Any] = group(way.ranks) if way.ranks > 1 else [SingleComm()]
     with ThreadPoolExecutor(way.ranks) as pool:
         if way.ranks > 1:
-            ranks = list(pool.map(lambda comm: load(folder, comm=comm, reference=True), comms))
+            ranks = list(
+                pool.map(
+                    lambda comm: load(folder, comm=comm, reference=True, kv_dtype=way.kv_dtype),
+                    comms,
+                )
+            )
         else:
-            ranks = [loaded(folder, way.reference)]
+            ranks = [loaded(folder, way.reference, way.kv_dtype)]
         for batch in batches:
             runners = [
-                make_runner(model, ops, comm, planner.block_tokens)
+                make_runner(model, ops, comm, planner.block_tokens, kv_dtype=way.kv_dtype)
                 for (model, ops), comm in zip(ranks, comms, strict=True)
             ]
 

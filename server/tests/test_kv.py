@@ -51,6 +51,20 @@ def test_zeroing_touches_only_what_is_named():
             assert not cache[[1, 3]].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_a_pool_of_codes_has_half_the_bytes_and_is_zeroed(dtype: torch.dtype):
+    wide = KvLayout(3, 2, 8, 4, torch.bfloat16)
+    layout = KvLayout(3, 2, 8, 4, dtype)
+    assert 2 * layout.bytes_per_token() == wide.bytes_per_token()
+    pool = KvPool(layout, 5, torch.device("cpu"))
+    for cache in pool.layer(1):
+        assert cache.dtype == dtype and not cache.float().any()
+        cache.fill_(torch.nan)
+    pool.zero(torch.tensor([2]))
+    for cache in pool.layer(1):
+        assert cache.float().flatten(1).isnan().all(1).tolist() == [True, True, False, True, True]
+
+
 def test_the_cpu_takes_a_quarter_and_four_gib_at_most(tmp_path: Path):
     # The machine's own cgroup may allow less than what the file says.
     small = device(tmp_path, GIB)

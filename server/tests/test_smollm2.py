@@ -9,7 +9,7 @@ import torch
 from decoders import load
 
 from headrace.hub import default_model
-from headrace.testing.paged import PagedRunner
+from headrace.testing.paged import PagedRunner, PagedSequence
 
 SUBJECTS = [
     "gravity",
@@ -84,3 +84,35 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path) -> None:
         with torch.no_grad():
             logits_TV = judge(torch.tensor([prompt + output[:-1]])).logits[0]
         assert logits_TV[len(prompt) - 1 :].argmax(-1).tolist() == output, text
+
+
+# Perplexity with a cache of codes over that of bfloat16; docs/log.md has it of a longer text.
+WORSE = {torch.float8_e4m3fn: 1.05, torch.float8_e5m2: 1.08}
+TEXT_TOKENS = 160
+
+
+def test_a_cache_of_codes_costs_little_perplexity(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    ids = tokenizer(text)["input_ids"][:TEXT_TOKENS]
+    plain, its_best = judged(folder, ids, None)
+    for stored, worse in WORSE.items():
+        perplexity, best = judged(folder, ids, stored)
+        same = float((best == its_best).float().mean())
+        print(f"{stored}: {perplexity:.3f} beside {plain:.3f}, {same:.1%} of best tokens the same")
+        assert perplexity < plain * worse and same > 0.85
+
+
+def judged(
+    folder: Path, ids: list[int], kv_dtype: torch.dtype | None
+) -> tuple[float, torch.Tensor]:
+    """Perplexity of a text in chunks of 64 tokens, in bfloat16, and each place's best token."""
+    model, ops = load(folder, dtype=torch.bfloat16, kv_dtype=kv_dtype)
+    paged = PagedRunner(model, ops, dtype=kv_dtype or torch.bfloat16, fill=torch.nan)
+    sequence = PagedSequence()
+    chunks = [ids[at : at + 64] for at in range(0, len(ids), 64)]
+    with torch.inference_mode():
+        logits_TV = torch.cat([paged.step([(sequence, chunk)], every=True) for chunk in chunks])
+    loss = torch.nn.functional.cross_entropy(logits_TV[:-1], torch.tensor(ids[1:]))
+    return float(loss.exp()), logits_TV.argmax(-1)

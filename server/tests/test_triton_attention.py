@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headrace.device.base import Device
 from headrace.ops.base import No, OpSpec
+from headrace.ops.kv_write.base import CODES, UNIT, KvScales, encode
 from headrace.ops.matmul.cuda import CudaMatmul
 from headrace.ops.paged_attention import CANDIDATES, DecodeShape, StepShape, cuda
 from headrace.ops.paged_attention import fa3 as fa3_module
@@ -253,31 +254,71 @@ def test_scores_are_bounded_softly(rows: list[tuple[int, int]]) -> None:
     check(case, backend(heads, torch.float32), softcap=0.7)
 
 
-@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+KV_SCALES = KvScales(0.5, 4.0)
+stored_in = pytest.mark.parametrize("stored", CODES, ids=str)
+
+
+def skip_without(stored: torch.dtype) -> None:
+    if DEVICE.type == "cuda" and stored == torch.float8_e4m3fn and gpu_here().capability < (8, 9):
+        pytest.skip("the device has no float8_e4m3fn")
+
+
+@stored_in
 @pytest.mark.parametrize(
     "dtype",
     # The interpreter makes no bfloat16 of 8 bits.
     [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
     ids=str,
 )
-def test_caches_of_fewer_bits_with_scales(dtype: torch.dtype, stored: torch.dtype) -> None:
-    if DEVICE.type == "cuda" and stored == torch.float8_e4m3fn and gpu_here().capability < (8, 9):
-        pytest.skip("the device has no float8_e4m3fn")
-    heads, k_scale, v_scale = Heads(4, 2, 32), 0.5, 4.0
-    case = make(decode_rows([1, 70, 33, 257]), heads, 16, dtype)
-    kept = [
-        (cache / scale).to(stored)
-        for cache, scale in zip(case.caches, (k_scale, v_scale), strict=True)
-    ]
-    wide = replace(
-        case, k_cache_NPKE=kept[0].float() * k_scale, v_cache_NPKE=kept[1].float() * v_scale
-    )
-    decode = TritonDecode(heads.q, heads.kv, heads.dim, dtype, gpu_here(), DEVICE)
-    assert case.shape.kv_len_S is not None
-    plan = decode.plan(4, case.shape.kv_len_S, case.shape.table_SB, 16)
-    o_SHE = torch.empty((4, heads.q, heads.dim), dtype=dtype, device=DEVICE)
-    decode.attend(case.q_THE, *kept, o_SHE, plan, k_scale=k_scale, v_scale=v_scale)
-    compare(o_SHE, expect(wide), dtype)
+@pytest.mark.parametrize("rows", [[(0, 1), (39, 1)], [(20, 1), (0, 12), (9, 6)]], ids=str)
+def test_caches_of_codes_with_scales(
+    rows: list[tuple[int, int]], dtype: torch.dtype, stored: torch.dtype
+) -> None:
+    skip_without(stored)
+    heads = Heads(4, 2, 16)
+    case, wide = coded(make(rows, heads, 16, dtype), stored)
+    made = backend(heads, dtype)
+    for window in (0, 7):
+        actual = made.attend(
+            case.q_THE, *case.caches, made.plan(case.shape), window, None, KV_SCALES
+        )
+        compare(actual, expect(wide, window), dtype)
+
+
+def coded(case: Case, stored: torch.dtype) -> tuple[Case, Case]:
+    """The case with caches of codes, and with the numbers that these stand for."""
+    scales = KV_SCALES.k, KV_SCALES.v
+    codes = [encode(c, stored, scale) for c, scale in zip(case.caches, scales, strict=True)]
+    numbers = [code.float() * scale for code, scale in zip(codes, scales, strict=True)]
+    of_codes = replace(case, k_cache_NPKE=codes[0], v_cache_NPKE=codes[1])
+    return of_codes, replace(case, k_cache_NPKE=numbers[0], v_cache_NPKE=numbers[1])
+
+
+@stored_in
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        torch.float32,
+        pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
+    ],
+    ids=str,
+)
+def test_rotation_and_write_of_codes_are_in_the_launch(
+    dtype: torch.dtype, stored: torch.dtype, norm: bool
+) -> None:
+    skip_without(stored)
+    heads = Heads(4, 2, 16)
+    step = fused([1, 34, 17], heads, 16, dtype, norm)
+    step = replace(step, case=coded(step.case, stored)[0], scales=KV_SCALES)
+    made = backend(heads, dtype)
+    ours, theirs = step.twins(made, 0)
+    compare(ours[0], theirs[0].float(), dtype)
+    for our, their in zip(ours[1:], theirs[1:], strict=True):
+        # A sum of squares in another order may be another code where two are as near.
+        same = our.view(torch.uint8) == their.view(torch.uint8)
+        assert same.float().mean() == 1.0 if not norm else same.float().mean() > 0.99
 
 
 STEPS = {
@@ -313,6 +354,7 @@ class Fused:
     cells_S: Tensor
     layout: QkvLayout
     norm: QkNorm | None
+    scales: KvScales = UNIT
 
     def twins(self, made: CudaAttention, window: int) -> tuple[list[Tensor], list[Tensor]]:
         """Output and caches of the fused launch, and of the two that it stands for."""
@@ -326,7 +368,7 @@ class Fused:
                 cache.copy_(other)
             o_SHE = made.rotate_and_attend(
                 self.qkv_SC, self.cos_sin_SE, ours[0], ours[1], self.cells_S, self.layout,
-                self.norm, plan, window,
+                self.norm, plan, window, self.scales,
             )  # fmt: skip
             outputs.append(o_SHE)
         assert torch.equal(self.qkv_SC, before), "the projection must be left alone"
@@ -334,9 +376,10 @@ class Fused:
         rows = len(self.case.shape.row_len_S)
         torch.testing.assert_close(outputs[0][:rows], outputs[1][:rows], rtol=0, atol=0)
         q_SHE = triton_rope_and_kv_write(gpu_here())(
-            before, self.cos_sin_SE, theirs[0], theirs[1], self.cells_S, self.layout, self.norm
-        )
-        expected = made.attend(q_SHE, theirs[0], theirs[1], plan, window)
+            before, self.cos_sin_SE, theirs[0], theirs[1], self.cells_S, self.layout, self.norm,
+            self.scales,
+        )  # fmt: skip
+        expected = made.attend(q_SHE, theirs[0], theirs[1], plan, window, None, self.scales)
         return [outputs[0], *ours], [expected, *theirs]
 
 

@@ -23,6 +23,7 @@ from conftest import CUDA
 from headrace.layers.rotary import RopeSpec, Rotary
 from headrace.ops.decode_inputs import reference as decode_inputs_reference
 from headrace.ops.decode_inputs.triton import TritonDecodeInputs
+from headrace.ops.kv_write.base import CODES, KvScales
 from headrace.ops.rms_norm import reference as rms_norm_reference
 from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.rope import QkNorm, QkvLayout
@@ -33,7 +34,7 @@ from headrace.ops.rows8 import reference as rows8
 from headrace.ops.rows8.triton import TritonQuantizeRows
 from headrace.ops.silu_mul import reference as silu_mul_reference
 from headrace.ops.silu_mul.triton import TritonSiluMul
-from headrace.ops.triton import Gpu
+from headrace.ops.triton import FP8_CAPABILITY, Gpu
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -186,6 +187,51 @@ def test_rotation_and_cache_write_at_real_sizes(
     tokens: int, layout: QkvLayout, dtype: torch.dtype, normed: bool
 ) -> None:
     check_rope(tokens, layout, dtype, normed)
+
+
+def check_codes(qkv: Tensor, stored: torch.dtype, angle: int) -> None:
+    """Writes rows of 4 query and 2 key and value heads of 32, and compares with the reference."""
+    if DEVICE.type == "cuda" and stored == CODES[0] and device_gpu().capability < FP8_CAPABILITY:
+        pytest.skip("the device has no float8_e4m3fn")
+    layout, scales, tokens = QkvLayout(4, 2, 32), KvScales(0.25, 2.0**-6), len(qkv)
+    cos_sin = Rotary(RopeSpec(32, theta=1e4))(torch.arange(tokens) * angle).to(DEVICE)
+    cells = torch.randperm(tokens * 2, generator=torch.Generator().manual_seed(1))[:tokens]
+    cells = cells.to(DEVICE)
+    shape = (2, tokens, 2, layout.kv_heads, layout.head_dim)
+    caches = torch.full(shape, 0x55, dtype=torch.uint8, device=DEVICE)
+    TritonRope(device_gpu()).rope_and_kv_write(
+        qkv.clone(), cos_sin, *caches.view(stored), cells, layout, None, scales
+    )
+    expected = torch.full_like(caches, 0x55)
+    rope_reference.rope_and_kv_write(
+        qkv.float(), cos_sin, *expected.view(stored), cells, layout, None, scales
+    )
+    ours, theirs = (codes.view(stored).float() for codes in (caches, expected))
+    if angle == 0:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    else:
+        # What is rotated in another order may lie on the other side of two codes' middle.
+        assert ((ours == theirs) | ours.isnan() & theirs.isnan()).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stored", CODES, ids=str)
+def test_caches_keep_codes_that_saturate(stored: torch.dtype, dtype: torch.dtype) -> None:
+    """Of numbers that are codes times the scale: the interpreter neither rounds nor knows NaN."""
+    generator = torch.Generator().manual_seed(2)
+    numbers = torch.randint(-7, 8, (5, 8 * 32), generator=generator) / 4
+    numbers[1, -1], numbers[2, -1] = 1000.0, -1000.0
+    check_codes(numbers.to(DEVICE, dtype), stored, angle=0)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stored", CODES, ids=str)
+def test_codes_are_rounded_to_nearest(stored: torch.dtype, dtype: torch.dtype) -> None:
+    numbers = random(300, 8 * 32, dtype=dtype) * 3
+    numbers[3, -2] = torch.nan
+    check_codes(numbers, stored, angle=0)
+    check_codes(random(300, 8 * 32, dtype=dtype) * 3, stored, angle=1)
 
 
 @gpu

@@ -25,7 +25,7 @@ from headrace.comm import Place
 from headrace.device import Device
 from headrace.device.absent import AbsentDevice
 from headrace.engine import Engine, Preparation
-from headrace.load import DTYPES, engine_of
+from headrace.load import DTYPES, KV_DTYPES, engine_of
 from headrace.models import HfConfig, outline_model, spec_of
 from headrace.prepare import prepare_engine
 
@@ -74,6 +74,7 @@ def variants_wanted(wanted: Wanted) -> list[Variant]:
         dtype=DTYPES.get(wanted.dtype),
         ranks=wanted.ranks,
         quantize=wanted.quantize,
+        kv_dtype=KV_DTYPES[wanted.kv_dtype],
     )
 
 
@@ -85,12 +86,14 @@ def variants_of(
     dtype: torch.dtype | None = None,
     ranks: int = 1,
     quantize: str = "",
+    kv_dtype: torch.dtype | None = None,
 ) -> list[Variant]:
     """Returns every kernel that preparing an engine launches, each once.
 
     Args:
         dtype: of activations and weights; None takes what such a device would.
         quantize: see `quant.detect`.
+        kv_dtype: of the KV cache, where that is not `dtype`.
     """
     device: Device = AbsentDevice(capability, MULTIPROCESSORS)
     dtype = dtype or device.default_dtype(spec_of(hf).checkpoint_dtype).dtype
@@ -98,16 +101,28 @@ def variants_of(
         # The first rank draws; a bias that is added once is the first rank's.
         for rank in range(min(ranks, 2)):
             place = Place(rank, ranks)
-            prepare_engine(_engine(hf, device, dtype, place, quantize), wanted)
+            prepare_engine(_engine(hf, device, (dtype, kv_dtype), place, quantize), wanted)
     return found
 
 
 def _engine(
-    hf: HfConfig, device: Device, dtype: torch.dtype, place: Place, quantize: str = ""
+    hf: HfConfig,
+    device: Device,
+    dtypes: tuple[torch.dtype, torch.dtype | None],
+    place: Place,
+    quantize: str = "",
 ) -> Engine:
-    table = ops.select(spec_of(hf).op_spec(dtype, place.size), device)
+    dtype, kv_dtype = dtypes
+    table = ops.select(spec_of(hf).op_spec(dtype, place.size, kv_dtype=kv_dtype), device)
     model = outline_model(hf, device=device, dtype=dtype, comm=place, ops=table, quantize=quantize)
-    return engine_of(model, table, device=device, comm=place, dtype=dtype, graphs=True)
+    return engine_of(
+        *(model, table),
+        device=device,
+        comm=place,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        graphs=True,
+    )
 
 
 @contextmanager

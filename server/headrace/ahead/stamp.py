@@ -46,6 +46,7 @@ class Wanted:
     ranks: int = 1
     dtype: str = "auto"
     quantize: str = ""
+    kv_dtype: str = ""
     # As the launcher resolves them for a GPU when nobody says otherwise.
     block_tokens: int = 0
     running_max: int = 512
@@ -62,6 +63,7 @@ class Wanted:
             ranks=len(serve.shards),
             dtype=serve.device.dtype,
             quantize=serve.model.quantize,
+            kv_dtype=serve.device.kv_dtype,
             block_tokens=engine.block_tokens,
             running_max=engine.running_max,
             step_tokens_max=engine.step_tokens_max,

@@ -11,6 +11,7 @@ from torch import Tensor
 from headrace.layers.build import Build, even, kv_share
 from headrace.layers.linear import ColumnLinear, RowLinear
 from headrace.layers.step import StepContext
+from headrace.ops.kv_write import UNIT
 from headrace.ops.rope import QkNorm, QkvLayout
 from headrace.ops.rows8 import Rows8
 from headrace.quant import Declares, Part, Split
@@ -58,6 +59,7 @@ class Attention(Declares):
         self._norm: QkNorm | None = None
         self._layer = layer
         self._window = spec.window
+        self.kv_scales = UNIT  # of a cache that keeps codes; the checkpoint may know others
         self._layout = QkvLayout(heads, kv_heads, spec.head_dim)
         self._rope_and_kv_write = build.ops.rope_and_kv_write
         self._attend = build.ops.paged_attention.attend
@@ -81,12 +83,13 @@ class Attention(Declares):
             # of generated tokens, whose blocks are shared only when the step has committed.
             o_THE = self._rotate_and_attend(
                 *(qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T),
-                *(self._layout, self._norm, step.attention, self._window),
+                *(self._layout, self._norm, step.attention, self._window, self.kv_scales),
             )
             return self.out(o_THE.flatten(1))
         # Every write of a layer comes before any read: rows of one step may share blocks (R5).
         q_THE = self._rope_and_kv_write(
-            qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T, self._layout, self._norm
+            *(qkv_TC, cos_sin_TE, k_cache_NPKE, v_cache_NPKE, step.cells_T),
+            *(self._layout, self._norm, self.kv_scales),
         )
         attend = step.attend or self._attend
         o_THE = attend(
@@ -96,6 +99,7 @@ class Attention(Declares):
             step.attention,
             self._window,
             self._fresh(qkv_TC, q_THE) if self._reads_fresh else None,
+            self.kv_scales,
         )
         return self.out(o_THE.flatten(1))
 

@@ -20,6 +20,7 @@ from headrace.models.hf import HfConfig
 from headrace.models.spec import LocalSpec, ModelSpec
 from headrace.ops import select
 from headrace.ops.base import Yes
+from headrace.ops.kv_write import KvScales
 from headrace.quant import Scheme
 from headrace.startup import Phases
 from headrace.weights import (
@@ -37,6 +38,8 @@ from headrace.weights import (
     start_files,
 )
 from headrace.weights.checkpoint import read_headers
+from headrace.weights.kv_scales import IGNORABLE as KV_SCALES
+from headrace.weights.kv_scales import read_kv_scales
 
 if TYPE_CHECKING:
     from headrace.layers.build import Comm, Device
@@ -119,6 +122,7 @@ def load_model(
     ops: OpTable,
     load_format: str,
     quantize: str = "",
+    kv_dtype: torch.dtype | None = None,
     loading: Loading | None = None,
     phases: Phases | None = None,
 ) -> Decoder:
@@ -129,6 +133,7 @@ def load_model(
         ops: by `ops.select(spec.op_spec(dtype, comm.size), device)`.
         load_format: `auto` reads safetensors, `dummy` makes deterministic random weights.
         quantize: see `quant.detect`.
+        kv_dtype: see `OpSpec`; with one the scales of the cache are read, too.
         loading: what `begin_loading` returned, if it was called.
         phases: measures building, reading and packing.
     """
@@ -159,14 +164,25 @@ def load_model(
         else:
             reader: Reader = DummyReader() if load_format == "dummy" else SafetensorsReader(path)
             assign(model, wants, read_wants(wants, names, reader))
+    if kv_dtype is not None and load_format != "dummy":
+        _scale_cache(model, read_kv_scales(path, names, spec.layers))
     with phases("pack"):
         pack(model, device.torch_device)
         layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
         model.weight_bytes -= sum(layer.saved_bytes for layer in layers)
-        answer = fuse(model, comm.size)
+        answer = fuse(model, comm.size, kv_dtype)
     one_call = isinstance(answer, Yes)
     model.step_choice = f"{'one native call' if one_call else 'by operation'}: {answer.why}"
     return model.eval()
+
+
+def _scale_cache(model: Decoder, scales: list[tuple[float, float] | None]) -> None:
+    """Tells each layer its cache's scales; without any they stay 1."""
+    for block, of_layer in zip(model.blocks, scales, strict=True):
+        if of_layer is not None:
+            attention: Any = block.attention
+            attention.kv_scales = KvScales(*of_layer)
+            model.scaled_caches += 1
 
 
 def outline_model(
@@ -214,7 +230,7 @@ def _outline(
             except ConfigError as error:
                 raise ConfigError(f"{' and '.join(modules)}: {error}") from error
     model.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    return model, replace(names, ignorable=(*names.ignorable, *scheme.ignorable))
+    return model, replace(names, ignorable=(*names.ignorable, *scheme.ignorable, *KV_SCALES))
 
 
 def _held(path: Path, load_format: str) -> set[str]:

@@ -74,6 +74,7 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(build, spec.width, spec.norm_eps, feeds=self.head)
         # Of parameters, before packing takes weights out of them.
         self.weight_bytes = 0
+        self.scaled_caches = 0  # layers whose checkpoint has scales of their cache
         self.whole_step: WholeStep | None = None
         # One line of the startup log: how a step runs, and why so.
         self.step_choice = "by operation"

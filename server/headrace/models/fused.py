@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headrace import native
@@ -45,14 +46,19 @@ class FusedStep:
         return logits_SV[:, : self._spec.vocab_size]
 
 
-def fuse(decoder: Decoder, ranks: int) -> Yes | No:
+def fuse(decoder: Decoder, ranks: int, kv_dtype: torch.dtype | None = None) -> Yes | No:
     """Makes the decoder's whole step one call, if it can be.
+
+    Args:
+        kv_dtype: see `OpSpec`.
 
     Returns: why it is, or why it stays composed of operations.
     """
     kernels = native.load()
     if isinstance(kernels, str):
         return No(kernels)
+    if kv_dtype is not None:
+        return No(f"keeps keys and values in the model's dtype, not {kv_dtype}")
     if ranks > 1:
         return No(f"{ranks} ranks exchange sums between the operations")
     weights = _weights(decoder)

@@ -56,8 +56,14 @@ class ModelSpec:
             vocab_size=vocab_share(self.vocab_size, ranks),
         )
 
-    def op_spec(self, dtype: torch.dtype, ranks: int, scheme: Scheme = PLAIN) -> OpSpec:
-        """Returns the facts by which a rank's ops are chosen."""
+    def op_spec(
+        self,
+        dtype: torch.dtype,
+        ranks: int,
+        scheme: Scheme = PLAIN,
+        kv_dtype: torch.dtype | None = None,
+    ) -> OpSpec:
+        """Returns the facts by which a rank's ops are chosen; `kv_dtype`: see `OpSpec`."""
         local = self.local(ranks)
         return OpSpec(
             heads=local.heads,
@@ -67,6 +73,7 @@ class ModelSpec:
             norm_eps=self.norm_eps,
             qk_norm=self.qk_norm,
             sliding_window=any(self.windows),
+            kv_dtype=kv_dtype,
             coded=frozenset(kind.value for kind in scheme.kinds),
         )
 

@@ -20,10 +20,11 @@ class OpSpec:
     heads: int  # H, of this rank
     kv_heads: int  # K, of this rank
     head_dim: int  # E
-    dtype: torch.dtype  # of activations, weights and the KV cache
+    dtype: torch.dtype  # of activations and weights
     norm_eps: float
     qk_norm: bool = False  # queries and keys are normalised before they are rotated
     sliding_window: bool = False  # some layer looks back over a bounded window
+    kv_dtype: torch.dtype | None = None  # of the KV cache, where that is not `dtype`
     coded: frozenset[str] = frozenset()  # operations that its coded weights need (`Kind`)
 
 

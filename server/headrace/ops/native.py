@@ -54,6 +54,13 @@ class Native:
         return self._made(kernels)
 
 
+def own_cache(spec: OpSpec) -> str | None:
+    """Refuses what `even_heads` does, and caches of another dtype than the model's."""
+    if spec.kv_dtype is not None:
+        return f"keeps keys and values in {spec.dtype}, not {spec.kv_dtype}"
+    return even_heads(spec)
+
+
 def even_heads(spec: OpSpec) -> str | None:
     """Refuses head dims that the attention and the rotation do not have."""
     if spec.head_dim % 2 != 0 or spec.head_dim > 256:

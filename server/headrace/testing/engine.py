@@ -24,6 +24,7 @@ def load(
     comm: Comm | None = None,
     load_format: str = "auto",
     quantize: str = "",
+    kv_dtype: torch.dtype | None = None,
     reference: bool = False,
 ) -> Engine:
     """Loads a folder's model in the calling thread, which thereby owns the device.
@@ -31,6 +32,7 @@ def load(
     Args:
         dtype: None takes the device's own choice.
         quantize: see `quant.detect`.
+        kv_dtype: of the KV cache, where that is not `dtype`.
         reference: whether to take the reference operations, and no graphs.
     """
     device.start()
@@ -38,7 +40,7 @@ def load(
     spec = read_spec(folder)
     dtype = dtype or device.default_dtype(spec.checkpoint_dtype).dtype
     scheme = read_scheme(folder, quantize)
-    table = select(spec.op_spec(dtype, comm.size, scheme), device, reference)
+    table = select(spec.op_spec(dtype, comm.size, scheme, kv_dtype), device, reference)
     model = load_model(
         folder,
         device=device,
@@ -47,6 +49,7 @@ def load(
         ops=table,
         load_format=load_format,
         quantize=quantize,
+        kv_dtype=kv_dtype,
     )
     return engine_of(
         model,
@@ -54,6 +57,7 @@ def load(
         device=device,
         comm=comm,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         reference=reference,
         graphs=device.graphs and not reference,
     )

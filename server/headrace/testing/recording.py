@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from headrace.device import Graph, Recorder, Staging
 from headrace.device.cpu import CpuDevice
+from headrace.ops.kv_write import UNIT, KvScales
 from headrace.ops.paged_attention import DecodeShape, StepShape
 from headrace.ops.paged_attention.reference import ReferenceAttention
 
@@ -127,6 +128,7 @@ class RecordedAttention(ReferenceAttention):
         plan: Any,
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
         out: Tensor | None = None,
     ) -> Tensor:
         if isinstance(plan, DecodeShape):
@@ -137,7 +139,7 @@ class RecordedAttention(ReferenceAttention):
                 table_SB=plan.table_ZW.index_select(0, plan.slot_S),
                 block_tokens=plan.block_tokens,
             )
-        made = super().attend(q_THE, k_cache_NPKE, v_cache_NPKE, plan, window, fresh)
+        made = super().attend(q_THE, k_cache_NPKE, v_cache_NPKE, plan, window, fresh, scales)
         if out is None:
             return made
         return out.copy_(made.nan_to_num_(0.0, 0.0, 0.0))  # Padding rows are not written.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.ops.base import Candidate, Reference
-from headrace.ops.native import Native, even_heads
+from headrace.ops.native import Native, own_cache
 from headrace.ops.paged_attention.base import (
     AttentionBackend,
     AttentionPlan,
@@ -18,7 +18,7 @@ from headrace.ops.paged_attention.torch_cpu import TorchCpu
 __all__ = ["CANDIDATES", "AttentionBackend", "AttentionPlan", "DecodeShape", "StepShape"]
 
 CANDIDATES: list[Candidate] = [
-    Native(NativeAttention, "pages read in place, once a group", even_heads),
+    Native(NativeAttention, "pages read in place, once a group", own_cache),
     TorchCpu(),
     Cuda(with_fa3=True),
     Cuda(with_fa3=False),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.rope.base import QkNorm, QkvLayout
 
 # What a backend made of a step's shape. Only the backend that made it can read it.
@@ -78,12 +79,14 @@ class AttentionBackend(Protocol):
         plan: AttentionPlan,
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
     ) -> Tensor:
         """Scores are scaled by E^-0.5. `q_THE` has contiguous heads, its rows may be strided.
 
         Args:
             fresh: the step's own rotated keys and values, k_TKE and v_TKE, which the cache holds
                 already: contiguous they are read faster. Rows may be strided.
+            scales: what the numbers of the caches are multiplied by.
 
         Returns: o_THE, new and contiguous, in the dtype of `q_THE`.
         """
@@ -104,6 +107,7 @@ class AttentionBackend(Protocol):
         norm: QkNorm | None,
         plan: AttentionPlan,
         window: int = 0,
+        scales: KvScales = UNIT,
     ) -> Tensor:
         """What `RopeAndKvWrite` and then `attend` do, for rows of one token each.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headrace.ops import triton
 from headrace.ops.base import No, OpSpec, Yes
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.paged_attention import fa3
 from headrace.ops.paged_attention.base import DecodeShape, StepShape
 from headrace.ops.rope.base import QkNorm, QkvLayout
@@ -48,6 +49,7 @@ class Prefill(Protocol):
         window: int = 0,
         softcap: float = 0.0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
     ) -> None:
         """Writes the prefill rows of `o_THE`."""
         ...
@@ -100,6 +102,7 @@ class CudaAttention:
         plan: CudaPlan,
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
         softcap: float = 0.0,
         out: Tensor | None = None,
     ) -> Tensor:
@@ -115,10 +118,14 @@ class CudaAttention:
             o_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
         if plan.decode is not None:
             # It reads and writes the leading rows only.
-            self._decode.attend(q_THE, *caches, o_THE, plan.decode, window=window, softcap=softcap)
+            self._decode.attend(
+                *(q_THE, *caches, o_THE, plan.decode),
+                **{"window": window, "softcap": softcap, "scales": scales},
+            )
         if plan.prefill is not None:
             self._prefill.attend(
-                q_THE, *caches, o_THE, plan.prefill, window=window, softcap=softcap, fresh=fresh
+                *(q_THE, *caches, o_THE, plan.prefill),
+                **{"window": window, "softcap": softcap, "fresh": fresh, "scales": scales},
             )
         return o_THE
 
@@ -139,6 +146,7 @@ class CudaAttention:
         norm: QkNorm | None,
         plan: CudaPlan,
         window: int = 0,
+        scales: KvScales = UNIT,
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_attend`."""
         assert plan.decode is not None
@@ -147,6 +155,7 @@ class CudaAttention:
             *(qkv_SC, cos_sin_SE, k_cache_NPKE, v_cache_NPKE, cells_S, o_SHE),
             *(layout, norm, plan.decode),
             window=window,
+            scales=scales,
         )
         return o_SHE
 
@@ -159,7 +168,10 @@ class Cuda:
         self.name = "triton_fa3" if with_fa3 else "triton"
 
     def supports(self, spec: OpSpec, device: Device) -> Yes | No:
-        refusal = triton.why_not(device)
+        needed = triton.CAPABILITY_MIN
+        if spec.kv_dtype == torch.float8_e4m3fn:
+            needed = triton.FP8_CAPABILITY
+        refusal = triton.why_not(device, needed)
         if refusal is None and spec.dtype not in triton.DTYPES:
             refusal = f"has no {spec.dtype} path"
         if refusal is None and spec.head_dim > HEAD_DIM_MAX:

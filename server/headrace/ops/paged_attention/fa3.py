@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from headrace.ops.base import OpSpec
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.paged_attention.base import StepShape
 
 CAPABILITY = (9, 0)
@@ -34,6 +35,8 @@ def why_not(spec: OpSpec, capability: tuple[int, int]) -> str | None:
         return f"is made for compute capability 9.0, not {capability[0]}.{capability[1]}"
     if spec.dtype not in DTYPES:
         return f"has no {spec.dtype} path"
+    if spec.kv_dtype is not None:
+        return f"reads caches of {spec.dtype}, not {spec.kv_dtype}"
     if spec.head_dim % 8 != 0 or spec.head_dim > HEAD_DIM_MAX:
         return f"a head dim is a multiple of 8 and at most 256, not {spec.head_dim}"
     try:
@@ -90,8 +93,10 @@ class Fa3Prefill:
         window: int = 0,
         softcap: float = 0.0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
     ) -> None:
         """Writes the prefill rows of `o_THE`."""
+        assert scales == UNIT
         if q_THE.is_meta:
             return  # A rehearsal without a device: there is nothing to attend to.
         q, out = (q_THE[plan.at :], o_THE[plan.at :]) if plan.at else (q_THE, o_THE)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.native import AttentionCall, Kernels, type_of
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.paged_attention.base import EagerOnly, StepShape
 
 
@@ -50,7 +51,9 @@ class NativeAttention(EagerOnly):
         plan: NativePlan,
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
     ) -> Tensor:
+        assert scales == UNIT and k_cache_NPKE.dtype == q_THE.dtype
         tokens, heads, dim = q_THE.shape
         o_THE = torch.empty((tokens, heads, dim), dtype=q_THE.dtype)
         call = AttentionCall(

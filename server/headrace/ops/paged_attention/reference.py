@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headrace.ops.kv_write.base import UNIT, KvScales, plain
 from headrace.ops.paged_attention.base import EagerOnly, StepShape
 
 
@@ -25,6 +26,7 @@ class ReferenceAttention(EagerOnly):
         plan: StepShape,
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
         softcap: float = 0.0,
     ) -> Tensor:
         """See `AttentionBackend.attend`.
@@ -40,8 +42,10 @@ class ReferenceAttention(EagerOnly):
         ):
             context = start + length
             blocks_B = plan.table_SB[row, : -(-context // plan.block_tokens)].long()
-            k_LHE = _gather(k_cache_NPKE, blocks_B, context).repeat_interleave(group, dim=1)
-            v_LHE = _gather(v_cache_NPKE, blocks_B, context).repeat_interleave(group, dim=1)
+            k_LHE, v_LHE = (
+                _gather(cache, blocks_B, context).mul_(scale).repeat_interleave(group, dim=1)
+                for cache, scale in ((k_cache_NPKE, scales.k), (v_cache_NPKE, scales.v))
+            )
             q_qHE = q_THE[at : at + length].float()
             scores_HqL = torch.einsum("qhe,lhe->hql", q_qHE, k_LHE) * q_THE.shape[2] ** -0.5
             if softcap > 0.0:
@@ -59,4 +63,5 @@ class ReferenceAttention(EagerOnly):
 
 def _gather(cache_NPKE: Tensor, blocks_B: Tensor, context: int) -> Tensor:
     """Returns the first `context` positions of a sequence as float32, [L, K, E]."""
-    return cache_NPKE[blocks_B].flatten(0, 1)[:context].float()
+    cells_LKE = plain(cache_NPKE)[blocks_B].flatten(0, 1)[:context]
+    return cells_LKE.view(cache_NPKE.dtype).float()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.ops.base import No, OpSpec, Yes
+from headrace.ops.kv_write.base import UNIT, KvScales, plain
 from headrace.ops.paged_attention.base import EagerOnly, StepShape
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class _Plan:
 
 
 class TorchCpuAttention(EagerOnly):
-    """The backend; `dtype` is that of the queries and the cache."""
+    """The backend; `dtype` is that of the queries, which a cache's codes become when gathered."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -80,52 +81,81 @@ class TorchCpuAttention(EagerOnly):
         plan: _Plan,
         window: int = 0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
     ) -> Tensor:
         """See `AttentionBackend.attend`."""
         layout = plan.layouts.get(window)
         if layout is None:
             layout = plan.layouts[window] = _lay_out(plan.shape, window, self._dtype)
-        k_cells = k_cache_NPKE.flatten(0, 1)
-        v_cells = v_cache_NPKE.flatten(0, 1)
+        cells = _Cells(k_cache_NPKE.flatten(0, 1), v_cache_NPKE.flatten(0, 1), scales)
         if not layout.chunks and len(layout.buckets) == 1 and layout.buckets[0].tokens_R is None:
-            return _attend_bucket(q_THE, k_cells, v_cells, layout.buckets[0])
+            return _attend_bucket(q_THE, cells, layout.buckets[0])
         o_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
         for bucket in layout.buckets:
             q_RHE = q_THE if bucket.tokens_R is None else q_THE.index_select(0, bucket.tokens_R)
-            o_RHE = _attend_bucket(q_RHE, k_cells, v_cells, bucket)
+            o_RHE = _attend_bucket(q_RHE, cells, bucket)
             o_THE = (
                 o_RHE if bucket.tokens_R is None else o_THE.index_copy_(0, bucket.tokens_R, o_RHE)
             )
         for chunk in layout.chunks:
             queries = slice(chunk.at, chunk.at + chunk.length)
-            o_THE[queries] = _attend_chunk(q_THE[queries], k_cells, v_cells, chunk)
+            o_THE[queries] = _attend_chunk(q_THE[queries], cells, chunk)
         return o_THE
 
 
-def _attend_bucket(q_RHE: Tensor, k_cells: Tensor, v_cells: Tensor, bucket: _Bucket) -> Tensor:
+@dataclass(frozen=True)
+class _Cells:
+    """Both caches, a cell a row, and what their numbers are multiplied by."""
+
+    k: Tensor
+    v: Tensor
+    scales: KvScales
+
+    def gather(self, cells: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of some cells, as they are kept: every code is a number of any dtype."""
+        return _gather(self.k, cells, dtype), _gather(self.v, cells, dtype)
+
+    def scale(self, head_dim: int) -> float:
+        """What scores are multiplied by."""
+        return head_dim**-0.5 * self.scales.k
+
+    def scaled(self, o: Tensor) -> Tensor:
+        return o if self.scales.v == 1.0 else o * self.scales.v
+
+
+def _gather(cache: Tensor, cells: Tensor, dtype: torch.dtype) -> Tensor:
+    return plain(cache).index_select(0, cells).view(cache.dtype).to(dtype)
+
+
+def _attend_bucket(q_RHE: Tensor, cells: _Cells, bucket: _Bucket) -> Tensor:
     _, heads, head_dim = q_RHE.shape
-    kv_heads = k_cells.shape[1]
-    k_RLKE = k_cells.index_select(0, bucket.cells).view(bucket.rows, -1, kv_heads, head_dim)
-    v_RLKE = v_cells.index_select(0, bucket.cells).view(bucket.rows, -1, kv_heads, head_dim)
+    kv_heads = cells.k.shape[1]
+    k_RLKE, v_RLKE = (
+        gathered.view(bucket.rows, -1, kv_heads, head_dim)
+        for gathered in cells.gather(bucket.cells, q_RHE.dtype)
+    )
     o_RKGE = F.scaled_dot_product_attention(
         q_RHE.view(bucket.rows, kv_heads, heads // kv_heads, head_dim),
         k_RLKE.transpose(1, 2),
         v_RLKE.transpose(1, 2),
         attn_mask=bucket.mask_R11L,
+        scale=cells.scale(head_dim),
     )
-    return o_RKGE.reshape(bucket.rows, heads, head_dim)
+    return cells.scaled(o_RKGE).reshape(bucket.rows, heads, head_dim)
 
 
-def _attend_chunk(q_QHE: Tensor, k_cells: Tensor, v_cells: Tensor, chunk: _Chunk) -> Tensor:
+def _attend_chunk(q_QHE: Tensor, cells: _Cells, chunk: _Chunk) -> Tensor:
+    k_LKE, v_LKE = cells.gather(chunk.cells_L, q_QHE.dtype)
     o_1HQE = F.scaled_dot_product_attention(
         q_QHE.transpose(0, 1).unsqueeze(0),
-        k_cells.index_select(0, chunk.cells_L).transpose(0, 1).unsqueeze(0),
-        v_cells.index_select(0, chunk.cells_L).transpose(0, 1).unsqueeze(0),
+        k_LKE.transpose(0, 1).unsqueeze(0),
+        v_LKE.transpose(0, 1).unsqueeze(0),
         attn_mask=chunk.mask_QL,
         is_causal=chunk.mask_QL is None,
+        scale=cells.scale(q_QHE.shape[2]),
         enable_gqa=True,
     )
-    return o_1HQE[0].transpose(0, 1)
+    return cells.scaled(o_1HQE)[0].transpose(0, 1)
 
 
 def _lay_out(shape: StepShape, window: int, dtype: torch.dtype) -> _Layout:
@@ -229,7 +259,10 @@ class TorchCpu:
             return No("runs on the CPU")
         if spec.dtype not in (torch.bfloat16, torch.float32):
             return No(f"has no {spec.dtype} path worth taking")
-        return Yes("PyTorch's fused attention, rows of similar length together")
+        why = "PyTorch's fused attention, rows of similar length together"
+        if spec.kv_dtype is not None:
+            why += f", {spec.kv_dtype} widened as it is gathered"
+        return Yes(why)
 
     def build(self, spec: OpSpec, device: Device) -> TorchCpuAttention:
         return TorchCpuAttention(spec.dtype)

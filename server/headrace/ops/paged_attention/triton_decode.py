@@ -32,7 +32,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from headrace.ops.kv_write.base import UNIT, KvScales, code_max
 from headrace.ops.rope.base import QkNorm, QkvLayout
+from headrace.ops.rope.triton import saturated
 from headrace.ops.triton import Gpu
 
 # Query heads a tile holds: the least that a tensor core takes.
@@ -179,17 +181,14 @@ class TritonDecode:
         *,
         window: int = 0,
         softcap: float = 0.0,
-        k_scale: float = 1.0,
-        v_scale: float = 1.0,
+        scales: KvScales = UNIT,
     ) -> None:
         """Writes `o_SHE`, which is contiguous; one launch.
 
         Args:
             softcap: bounds scores to ±softcap by a hyperbolic tangent; 0: they are unbounded.
-            k_scale, v_scale: what the numbers of the caches are multiplied by, where these are of
-                another dtype than the queries.
+            scales: what the numbers of the caches are multiplied by.
         """
-        scales = k_scale, v_scale
         self._launch(q_SHE, k_cache_NPKE, v_cache_NPKE, o_SHE, plan, window, softcap, scales)
 
     def rotate_and_attend(
@@ -205,6 +204,7 @@ class TritonDecode:
         plan: DecodePlan,
         *,
         window: int = 0,
+        scales: KvScales = UNIT,
     ) -> None:
         """Does what `RopeAndKvWrite` does and then `attend`, in one launch; leaves `qkv_SC` alone.
 
@@ -216,7 +216,7 @@ class TritonDecode:
         assert layout.head_dim % 2 == 0
         caches = k_cache_NPKE, v_cache_NPKE
         step = cos_sin_SE, cells_S
-        self._launch(qkv_SC, *caches, o_SHE, plan, window, 0.0, (1.0, 1.0), step, norm)
+        self._launch(qkv_SC, *caches, o_SHE, plan, window, 0.0, scales, step, norm)
 
     def _launch(
         self,
@@ -227,14 +227,13 @@ class TritonDecode:
         plan: DecodePlan,
         window: int,
         softcap: float,
-        scales: tuple[float, float],
+        scales: KvScales,
         step: tuple[Tensor, Tensor] | None = None,
         norm: QkNorm | None = None,
     ) -> None:
         """
         Args:
             q: q_SHE, or qkv_SC where there is a `step`.
-            scales: of the numbers of each cache.
             step: cos_sin_SE and cells_S: rotate and write, too.
         """
         items = plan.items_by_window.get(window)
@@ -242,7 +241,7 @@ class TritonDecode:
             self._schedule(plan, window)
             items = plan.items_by_window[window]
         rotates = step is not None
-        scale = scales[0] * self._head_dim**-0.5
+        scale = scales.k * self._head_dim**-0.5
         if softcap > 0.0:
             scale_in, scale_out = scale / softcap, softcap * math.log2(math.e)
         else:
@@ -265,13 +264,16 @@ class TritonDecode:
             plan.table.stride(0),
             scale_in,
             scale_out,
-            scales[1],
+            scales.v,
+            1.0 / scales.k,
+            1.0 / scales.v,
             0.0 if norm is None else norm.eps,
             BLOCK_TOKENS=plan.block_tokens,
             SOFTCAP=softcap > 0.0,
             WINDOW=window > 0,
             ROTATE=rotates,
             NORM=norm is not None,
+            CODE_MAX=code_max(k_cache_NPKE.dtype) if rotates else 0.0,
             **self._constants_of(plan.config),
         )
 
@@ -483,12 +485,15 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
     scale_in,
     scale_out,
     v_scale,
+    k_inverse,  # of the scales; unused unless CODE_MAX
+    v_inverse,
     eps,
     BLOCK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
     ROTATE: tl.constexpr,
     NORM: tl.constexpr,
+    CODE_MAX: tl.constexpr,  # with ROTATE, of caches that keep codes, else 0
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -553,6 +558,8 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
             k_new = _rotated(
                 k_own, k_other, k_weight_E, eps, cos, sin, dim, other, is_dim, HEAD_DIM, NORM
             )
+            k_new = saturated(k_new, k_inverse, CODE_MAX=CODE_MAX)
+            v_new = saturated(v_new, v_inverse, CODE_MAX=CODE_MAX)
             cell_new = tl.load(cells_S + row)
             number_new = (cell_new * KV_HEADS + kv_head) * HEAD_DIM + dim[None, :]
             # Programs of a group with more heads than a tile write the same.

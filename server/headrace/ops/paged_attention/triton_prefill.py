@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.paged_attention.base import StepShape
 from headrace.ops.triton import Gpu
 
@@ -104,10 +105,11 @@ class TritonPrefill:
         window: int = 0,
         softcap: float = 0.0,
         fresh: tuple[Tensor, Tensor] | None = None,
+        scales: KvScales = UNIT,
     ) -> None:
         """Writes the prefill rows of `o_THE`, which is contiguous; one launch."""
         del fresh
-        scale = self._head_dim**-0.5
+        scale = scales.k * self._head_dim**-0.5
         if softcap > 0.0:
             scale_in, scale_out = scale / softcap, softcap * math.log2(math.e)
         else:
@@ -125,6 +127,7 @@ class TritonPrefill:
             plan.table_SB.stride(0),
             scale_in,
             scale_out,
+            scales.v,
             window,
             BLOCK_TOKENS=plan.block_tokens,
             SOFTCAP=softcap > 0.0,
@@ -164,6 +167,7 @@ def _prefill_kernel(  # noqa: PLR0915
     table_stride,
     scale_in,
     scale_out,
+    v_scale,
     window,
     BLOCK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -249,4 +253,4 @@ def _prefill_kernel(  # noqa: PLR0915
         sums = tl.dot(weights.to(q.dtype), v, sums, input_precision=PRECISION)
         top = new_top
     out = o_THE + ((token * HEADS + head) * HEAD_DIM)[:, None] + dim[None, :]
-    tl.store(out, (sums / total[:, None]).to(o_THE.dtype.element_ty), mask=query_mask)
+    tl.store(out, (sums * (v_scale / total)[:, None]).to(o_THE.dtype.element_ty), mask=query_mask)

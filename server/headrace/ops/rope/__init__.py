@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headrace.native import Kernels
 from headrace.ops.base import Candidate, OpSpec, Reference
-from headrace.ops.native import Native, even_heads
+from headrace.ops.native import Native, even_heads, own_cache
 from headrace.ops.rope import reference
 from headrace.ops.rope.base import QkNorm, QkvLayout, RopeAndKvWrite
 from headrace.ops.rope.native import native_rope_and_kv_write
@@ -38,6 +38,6 @@ def _triton(spec: OpSpec, gpu: Gpu) -> RopeOps:
 
 CANDIDATES: list[Candidate] = [
     Triton(_triton, "norm, rotation and write in one launch", even_heads),
-    Native(_native, "norm, rotation and write in one pass", even_heads),
+    Native(_native, "norm, rotation and write in one pass", own_cache),
     Reference(RopeOps(reference.rope, reference.rope_and_kv_write)),
 ]

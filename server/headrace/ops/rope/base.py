@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from headrace.ops.kv_write.base import UNIT, KvScales
+
 
 @dataclass(frozen=True)
 class QkvLayout:
@@ -44,12 +46,14 @@ class RopeAndKvWrite(Protocol):
         cells_T: Tensor,
         layout: QkvLayout,
         norm: QkNorm | None,
+        scales: KvScales = UNIT,
     ) -> Tensor:
         """
         Args:
             qkv_TC: the fused projection, contiguous; its query and key columns may be overwritten.
             cos_sin_TE: float32; a row is the E/2 cosines, then the E/2 sines, of its position.
             cells_T: int64, cell (block · P + offset) that each token's key and value go to.
+            scales: of caches that keep codes: keys and values are divided by them.
 
         Returns: the rotated queries q_THE; may be a view of `qkv_TC` (row stride C).
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from headrace.native import Kernels, type_of
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.rope.base import QkNorm, QkvLayout, RopeAndKvWrite
 
 
@@ -23,7 +24,9 @@ def native_rope_and_kv_write(kernels: Kernels) -> RopeAndKvWrite:
         cells_T: Tensor,
         layout: QkvLayout,
         norm: QkNorm | None,
+        scales: KvScales = UNIT,
     ) -> Tensor:
+        assert scales == UNIT and k_cache_NPKE.dtype == qkv_TC.dtype
         tokens, dim = qkv_TC.shape[0], layout.head_dim
         assert qkv_TC.is_contiguous() and cos_sin_TE.is_contiguous() and cells_T.is_contiguous()
         q_norm, k_norm, eps = None, None, 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headrace.ops.kv_write.base import UNIT, KvScales
 from headrace.ops.kv_write.reference import kv_write
 from headrace.ops.rms_norm.reference import rms_norm
 from headrace.ops.rope.base import QkNorm, QkvLayout
@@ -33,6 +34,7 @@ def rope_and_kv_write(
     cells_T: Tensor,
     layout: QkvLayout,
     norm: QkNorm | None,
+    scales: KvScales = UNIT,
 ) -> Tensor:
     """See `RopeAndKvWrite`. Leaves `qkv_TC` as it is."""
     heads, kv_heads = layout.heads, layout.kv_heads
@@ -44,5 +46,5 @@ def rope_and_kv_write(
         k_TKE = rms_norm(k_TKE, norm.k_E, norm.eps)
         qk_TXE = torch.cat((q_THE, k_TKE), dim=1)
     q_THE, k_TKE = rope(qk_TXE, cos_sin_TE).split((heads, kv_heads), dim=1)
-    kv_write(k_TKE, v_TKE, k_cache_NPKE, v_cache_NPKE, cells_T)
+    kv_write(k_TKE, v_TKE, k_cache_NPKE, v_cache_NPKE, cells_T, scales)
     return q_THE

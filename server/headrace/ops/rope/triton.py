@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from headrace.ops.kv_write.base import UNIT, KvScales, code_max
 from headrace.ops.rope.base import QkNorm, QkvLayout, RopeAndKvWrite
 from headrace.ops.triton import Gpu
 
@@ -47,6 +48,15 @@ def load_rotated(x, at, inside, cos_sin_E, weight_E, eps, i, DIM: tl.constexpr, 
     return tl.fma(low, cos, high * -sin), tl.fma(high, cos, low * sin)
 
 
+@triton.jit
+def saturated(x, inverse, CODE_MAX: tl.constexpr):
+    """What a cache keeps of some float32: themselves, or what is made codes, NaN included."""
+    if CODE_MAX > 0.0:
+        x = x.to(tl.float32) * inverse
+        x = tl.where(x > CODE_MAX, CODE_MAX, tl.where(x < -CODE_MAX, -CODE_MAX, x))
+    return x
+
+
 # A slice of what a step uploads may begin anywhere: its alignment must not make a new kernel.
 @triton.jit(do_not_specialize_on_alignment=["cells_T"])
 def rope_and_kv_write_kernel(
@@ -58,12 +68,15 @@ def rope_and_kv_write_kernel(
     q_weight_E,  # unused unless NORM
     k_weight_E,  # unused unless NORM
     eps,
+    k_inverse,  # of the caches' scales; unused unless CODE_MAX
+    v_inverse,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     GROUP: tl.constexpr,  # heads a program
     HALF: tl.constexpr,  # the power of two at or above DIM / 2
     NORM: tl.constexpr,
+    CODE_MAX: tl.constexpr,  # of caches that keep codes, else 0
     PDL: tl.constexpr,
 ):
     """A program has heads of one token and of one kind: queries, keys or values."""
@@ -97,12 +110,16 @@ def rope_and_kv_write_kernel(
                 k_E, at, inside, cos_sin_E, k_weight_E, eps, i, DIM=DIM, NORM=NORM
             )
             store_halves(k_E, at, inside, low, high, DIM=DIM)
+            low = saturated(low, k_inverse, CODE_MAX=CODE_MAX)
+            high = saturated(high, k_inverse, CODE_MAX=CODE_MAX)
             store_halves(k_cache_NPKE + cell, at, inside, low, high, DIM=DIM)
         else:
             head += (part - Q_PARTS - K_PARTS) * GROUP
             inside = (head < KV_HEADS)[:, None] & (i < DIM // 2)[None, :]
             at = (head * DIM)[:, None] + i[None, :]
             as_is_low, as_is_high = load_halves(v_E, at, inside, DIM=DIM)
+            as_is_low = saturated(as_is_low, v_inverse, CODE_MAX=CODE_MAX)
+            as_is_high = saturated(as_is_high, v_inverse, CODE_MAX=CODE_MAX)
             store_halves(v_cache_NPKE + cell, at, inside, as_is_low, as_is_high, DIM=DIM)
 
 
@@ -135,6 +152,7 @@ class TritonRope:
         cells_T: Tensor,
         layout: QkvLayout,
         norm: QkNorm | None,
+        scales: KvScales = UNIT,
         settings: Settings | None = None,
     ) -> Tensor:
         tokens, dim = qkv_TC.shape[0], layout.head_dim
@@ -155,12 +173,15 @@ class TritonRope:
             qkv_TC if norm is None else norm.q_E,
             qkv_TC if norm is None else norm.k_E,
             0.0 if norm is None else norm.eps,
+            1.0 / scales.k,
+            1.0 / scales.v,
             HEADS=layout.heads,
             KV_HEADS=layout.kv_heads,
             DIM=dim,
             GROUP=settings.group,
             HALF=triton.next_power_of_2(dim // 2),
             NORM=norm is not None,
+            CODE_MAX=code_max(k_cache_NPKE.dtype),
             warps=settings.warps,
         )
         return qkv_TC[:, : layout.heads * dim].view(tokens, layout.heads, dim)
