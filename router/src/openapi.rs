@@ -15,7 +15,12 @@ use crate::{cloud, openai, ops, tgi};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Headrace", description = "Text generation over HTTP"),
+    info(
+        title = "Headrace",
+        description = "Text generation over HTTP. On every route that generates, the header \
+                       x-request-timeout bounds the seconds of a request; on OpenAI's, \
+                       ?dialect=tgi answers with TGI's habits.",
+    ),
     paths(
         tgi::generate::compat, tgi::generate::generate, tgi::generate::generate_stream,
         tgi::tokenize::tokenize, tgi::tokenize::chat_tokenize, tgi::info::info,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headrace.ops.kv_write.base import plain
-
 
 @dataclass(frozen=True)
 class KvLayout:
@@ -38,6 +36,9 @@ class KvPool:
         self.blocks = blocks
         shape = (layout.layers, 2, blocks, layout.block_tokens, layout.kv_heads, layout.head_dim)
         self._cells = torch.empty(shape, dtype=layout.dtype, device=device)
+        # Few of PyTorch's kernels know numbers of eight bits; a zero is a zero byte.
+        codes = layout.dtype.itemsize == 1
+        self._zeroed = self._cells.view(torch.uint8) if codes else self._cells
         self._layers = [(kv[0], kv[1]) for kv in self._cells]
         self.zero_all()
 
@@ -47,11 +48,11 @@ class KvPool:
 
     def zero(self, blocks: Tensor) -> None:
         """Zeroes some blocks (int64 indices) in every layer."""
-        plain(self._cells).index_fill_(2, blocks, 0)
+        self._zeroed.index_fill_(2, blocks, 0)
 
     def zero_all(self) -> None:
         """Zeroes the pool; on the CPU this is also what makes the kernel hand out the pages."""
-        plain(self._cells).zero_()
+        self._zeroed.zero_()
 
     def bytes(self) -> int:
         """Bytes of the whole pool."""
