@@ -85,12 +85,14 @@ class Stack:
         finally:
             connection.close()
 
-    def post(self, path: str, body: Any) -> tuple[int, Any, dict[str, str]]:
-        """Status, decoded JSON (or text), headers."""
+    def post(self, path: str, body: Any, **more: str) -> tuple[int, Any, dict[str, str]]:
+        """Status, decoded JSON (or text), headers. `more` are headers, `_` in the place of `-`."""
         connection = self.connect()
         try:
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request("POST", path, data, {"Content-Type": "application/json"})
+            sent = {"Content-Type": "application/json"}
+            sent |= {name.replace("_", "-"): value for name, value in more.items()}
+            connection.request("POST", path, data, sent)
             reply = connection.getresponse()
             text = reply.read().decode()
             headers = {k.lower(): v for k, v in reply.getheaders()}

@@ -1,6 +1,6 @@
 """A KV cache of eight bits over the whole server: with hits, preempted, divided, and larger."""
 
-import re
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +20,6 @@ def greedy(server: Stack, prompt: str, tokens: int = 40) -> list[int]:
     return [token["id"] for token in answer["details"]["tokens"]]
 
 
-def metric(server: Stack, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)$", server.get("/metrics")[1], re.MULTILINE)
-    assert found is not None, name
-    return float(found.group(1))
-
-
 @pytest.fixture(scope="module")
 def coded(tiny_model: Path) -> Iterator[Stack]:
     flags = ("--model-id", str(tiny_model), "--kv-cache-dtype", "fp8_e4m3fn")
@@ -34,19 +28,20 @@ def coded(tiny_model: Path) -> Iterator[Stack]:
 
 
 def test_it_says_what_it_is_and_holds_four_times_the_tokens(coded: Stack, server: Stack) -> None:
-    info = coded.ok("/info", None)
+    info = json.loads(coded.get("/info")[1])
+    other = json.loads(server.get("/info")[1])
     assert info["kv_cache_dtype"] == "float8_e4m3fn"
-    assert info["model_dtype"] == server.ok("/info", None)["kv_cache_dtype"] == "float32"
+    assert info["model_dtype"] == other["kv_cache_dtype"] == "float32"
     assert "kv cache float8_e4m3fn, scales of the checkpoint in 0 of 3 layers" in coded.log
-    plain = server.ok("/info", None)["max_batch_total_tokens"]
+    plain = other["max_batch_total_tokens"]
     assert 3.9 * plain < info["max_batch_total_tokens"] < 4.1 * plain
 
 
 def test_cached_prompts_give_the_same_tokens(coded: Stack) -> None:
     first = greedy(coded, PROMPTS[0])
-    hits = metric(coded, "headrace_prefix_hits")
+    hits = coded.metric("headrace_prefix_hits")
     assert greedy(coded, PROMPTS[0]) == first
-    assert metric(coded, "headrace_prefix_hits") == hits + 1
+    assert coded.metric("headrace_prefix_hits") == hits + 1
 
 
 def test_two_shards_and_preempted_ones_give_the_same_tokens(coded: Stack, tiny_model: Path) -> None:
@@ -55,4 +50,4 @@ def test_two_shards_and_preempted_ones_give_the_same_tokens(coded: Stack, tiny_m
     with Stack(*flags, *SMALL) as server, ThreadPoolExecutor(len(PROMPTS)) as pool:
         server.wait_ready()
         assert list(pool.map(lambda prompt: greedy(server, prompt), PROMPTS)) == expected
-        assert metric(server, "headrace_preemptions") > 0
+        assert server.metric("headrace_preemptions") > 0

@@ -146,7 +146,7 @@ def test_a_shard_serves_until_its_lifeline_is_cut(folder: Path, tmp_path: Path):
         with pytest.raises(grpc.RpcError) as caught:
             client.prepare(kv_dtype="float8_e4m3fn")
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION  # type: ignore[attr-defined]
-        assert "dtype is the model's" in caught.value.details()  # type: ignore[attr-defined]
+        assert "loaded for a KV pool of torch.float32" in caught.value.details()  # type: ignore[attr-defined]
         client.channel.close()
         assert process.end() == 0
     finally:
