@@ -398,7 +398,10 @@ fn request_timeout(seconds: Option<f64>) -> Result<Option<u64>, ConfigError> {
     match seconds {
         None => Ok(None),
         Some(value) if value > 0.0 && value <= TIMEOUT_MAX_S as f64 => {
-            Ok(Some((value * 1000.0).ceil() as u64))
+            let ms = Duration::from_secs_f64(value)
+                .as_nanos()
+                .div_ceil(1_000_000);
+            Ok(Some(u64::try_from(ms).unwrap_or(u64::MAX)))
         }
         Some(value) => Err(ConfigError::NotATimeout {
             flag: "--request-timeout",

@@ -57,11 +57,12 @@ impl Habits {
 
     /// Why an answer ended. (Streams of completions have TGI's words in either dialect.)
     pub(crate) fn finish_reason(&self, finish: Finish) -> &'static str {
+        if self.openai_words {
+            return finish.as_openai();
+        }
         match finish {
-            Finish::EosToken => "stop",
-            Finish::StopSequence | Finish::ToolCalls if self.openai_words => finish.as_openai(),
             // TGI knows no word for calls.
-            Finish::ToolCalls => "stop",
+            Finish::EosToken | Finish::ToolCalls => "stop",
             Finish::StopSequence | Finish::Length => finish.as_tgi(),
         }
     }

@@ -129,7 +129,11 @@ impl Engine {
         metrics
             .map(|metric| {
                 let state = metric.get_label()[0].value().to_owned();
-                (state, metric.get_counter().get_value() as u64)
+                let value = metric.get_counter().get_value();
+                (
+                    state,
+                    format!("{value:.0}").parse().expect("a whole number"),
+                )
             })
             .collect()
     }
