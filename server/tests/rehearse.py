@@ -111,7 +111,7 @@ def launched_late(ranks: int, vocab: int) -> list[str]:
     ):
         for rank in range(ranks):
             place = Place(rank, ranks)
-            made = rehearsal._engine(hf, device, torch.bfloat16, place)
+            made = rehearsal._engine(hf, device, (torch.bfloat16, None), place)
             runner, _ = prepare_engine(made, prepared)
             before = len(found)
             for asked in requests():
