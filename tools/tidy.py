@@ -31,8 +31,10 @@ RUST_ARROWS = {
     "headrace-engine": {"headrace-core", "headrace-grammar", "headrace-wire"},
     "headrace-grammar": set(),
     "headrace-launcher": {"headrace-config"},
+    "headrace-otlp": set(),
     "headrace-router": {
-        "headrace-config", "headrace-engine", "headrace-grammar", "headrace-text",
+        "headrace-config", "headrace-engine", "headrace-grammar", "headrace-otlp",
+        "headrace-text",
     },
     "headrace-text": set(),
     "headrace-wire": {"headrace-core"},

@@ -1,7 +1,10 @@
 //! Where tokens come from: the engine, or in tests a script.
 
+use std::sync::Arc;
+
 use headrace_engine::{
-    EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent, TokenStream,
+    EngineHandle, EngineState, FinishReason, Request, SeqTrace, SubmitError, TokenEvent,
+    TokenStream,
 };
 use headrace_grammar::Matcher;
 
@@ -40,14 +43,18 @@ impl Backend {
         &self,
         request: Request,
         matcher: Option<Matcher>,
+        trace: Option<Arc<SeqTrace>>,
     ) -> Result<Source, SubmitError> {
         match self {
             Self::Engine(engine) => {
-                let stream = engine.submit_matched(request, matcher).await;
+                let stream = engine.submit_matched(request, matcher, trace).await;
                 stream.map(Source::Engine)
             }
             #[cfg(test)]
-            Self::Script(script) => script.submit(&request, matcher).map(Source::Script),
+            Self::Script(script) => {
+                drop(trace);
+                script.submit(&request, matcher).map(Source::Script)
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::error::{ApiError, Invalid, Overload};
 use crate::grammar;
 use crate::meter::{Clock, Meter};
 use crate::respond::{Manner, Respond, Rules};
+use crate::trace::RequestTrace;
 use crate::validate::{Ask, Checked};
 
 /// A request that holds its permits and whose parameters are in order.
@@ -29,6 +30,8 @@ pub(crate) struct Intake {
     manner: Manner,
     /// The tools whose calls are looked for.
     pub(crate) tools: Option<ToolRules>,
+    /// If the request is traced.
+    trace: Option<Arc<RequestTrace>>,
 }
 
 /// What is to be continued.
@@ -54,6 +57,10 @@ impl Intake {
         ask: Ask,
     ) -> Result<Self, ApiError> {
         let received = Instant::now();
+        let trace = RequestTrace::current();
+        if let Some(trace) = &trace {
+            trace.validating();
+        }
         let ready = app.ready()?;
         let permits = app.permit(sequences)?;
         let checked = ask.check(&app.serve.requests, ready.facts.limits.vocab_size)?;
@@ -65,6 +72,7 @@ impl Intake {
             received,
             manner,
             tools: None,
+            trace,
         })
     }
 
@@ -85,7 +93,12 @@ impl Intake {
         let text = Arc::clone(&self.ready.text);
         let encodings = prompts.into_iter().map(|prompt| prompt.into_ids(&text));
         let mut requests = Vec::new();
-        for ids in try_join_all(encodings).await? {
+        let begun = Instant::now();
+        let encoded = try_join_all(encodings).await?;
+        if let Some(trace) = &self.trace {
+            trace.tokenized(begun);
+        }
+        for ids in encoded {
             let ids = self.checked.kept(&ids);
             // A seed that was given is each prompt's own; one that was not differs everywhere.
             let first = if self.checked.seeded {
@@ -105,7 +118,12 @@ impl Intake {
         let grammar = match &self.checked.grammar {
             Some(spec) => {
                 let workers = self.app.serve.requests.validation_workers;
-                Some(grammar::compile(&self.ready, workers, spec).await?)
+                let begun = Instant::now();
+                let compiled = grammar::compile(&self.ready, workers, spec).await?;
+                if let Some(trace) = &self.trace {
+                    trace.compiled(begun);
+                }
+                Some(compiled)
             }
             None => None,
         };
@@ -131,12 +149,23 @@ impl Intake {
             received: self.received,
             submitted: Instant::now(),
         };
-        let source = self.app.backend.submit(request.clone(), matcher).await?;
+        let (trace, told) = match &self.trace {
+            Some(trace) => {
+                let model = &self.app.serve.model.id;
+                trace.validated(model, self.checked.sampling(), request.tokens_max().0);
+                let (ids, told) = trace.sequence(input);
+                (Some(ids), Some(told))
+            }
+            None => (None, None),
+        };
+        let backend = &self.app.backend;
+        let source = backend.submit(request.clone(), matcher, trace).await?;
         let permit = self
             .permits
             .split(1)
             .expect("a request takes a permit for each of its sequences; this is a router bug");
-        let meter = Meter::new(Arc::clone(&self.app.metrics), permit, clock, input, seed);
+        let metrics = Arc::clone(&self.app.metrics);
+        let meter = Meter::new(metrics, permit, clock, (input, seed), told);
         let rules = Rules {
             manner: self.manner,
             stop: self.checked.stop.clone(),

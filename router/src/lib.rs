@@ -3,7 +3,7 @@
 //! Reading order: the process (`run`), the routes and what they share (`app`), the way in (`body`,
 //! `access`, `validate`, `intake`, `backend`), the way out (`respond`, `answer`, `sse`, `error`),
 //! the APIs (`tgi`, `openai`, `ops`, `openapi`), and what is counted and logged (`meter`,
-//! `metrics`, `telemetry`).
+//! `metrics`, `telemetry`, `trace`).
 
 mod access;
 mod answer;
@@ -26,6 +26,7 @@ mod run;
 mod sse;
 mod telemetry;
 mod tgi;
+mod trace;
 mod validate;
 
 #[cfg(test)]

@@ -90,7 +90,9 @@ pub enum ConfigError {
          fp8, eetq, bitsandbytes, bitsandbytes-nf4 or bitsandbytes-fp4"
     )]
     NotServed { format: &'static str },
-    #[error("{flag} is `http://host:port`, or `host:port`, of an OpenTelemetry collector; it is {value:?}")]
+    #[error(
+        "{flag} is `http://host:port`, or `host:port`, of an OpenTelemetry collector; it is {value:?}"
+    )]
     NoEndpoint { flag: &'static str, value: String },
     #[error(
         "{flag} is {value:?}: spans are sent without TLS; give a collector of this machine or \

@@ -4,8 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 
 use headrace_config::{
-    DEFAULT_MODEL, Machine, Resolved, Serve, Typed, hub_token, load, resolve, save,
-    without_secrets,
+    DEFAULT_MODEL, Machine, Resolved, Serve, Typed, hub_token, load, resolve, save, without_secrets,
 };
 use serde_json::Value;
 

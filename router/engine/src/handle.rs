@@ -21,6 +21,7 @@ use crate::error::{EngineError, SubmitError};
 use crate::group::{Dial, dial_sockets};
 use crate::message::{COMMANDS_MAX, Command, FinishBox, Submission};
 use crate::sink::{TokenEvent, TokenSink};
+use crate::trace::SeqTrace;
 
 /// What is known once the group is prepared.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,17 +120,22 @@ impl EngineHandle {
     /// Submits a request. Resolves when it is admitted, not when it starts. Dropping this future
     /// withdraws the request.
     pub async fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
-        self.submit_matched(request, None).await
+        self.submit_matched(request, None, None).await
     }
 
     /// [`EngineHandle::submit`] of a request that may be masked, with the matcher that makes its masks:
-    /// without one it ends, because none comes.
+    /// without one it ends, because none comes. What happens to it is noted in `trace`.
     pub async fn submit_matched(
         &self,
         request: Request,
         matcher: Option<Matcher>,
+        trace: Option<Arc<SeqTrace>>,
     ) -> Result<TokenStream, SubmitError> {
         self.check()?;
+        let request = match &trace {
+            Some(trace) => request.traced(trace.context()),
+            None => request,
+        };
         let sink = Arc::new(TokenSink::new(request.tokens_max()));
         // Made before the command is sent, so that a caller who goes away while waiting for the
         // answer leaves no sequence behind.
@@ -143,6 +149,7 @@ impl EngineHandle {
         let submission = Submission {
             request,
             matcher: matcher.map(Box::new),
+            trace,
             sink,
             reply,
             span: Span::current(),

@@ -128,9 +128,7 @@ impl Client {
         channel: &Channel,
         batch: ExportRequest,
     ) -> Result<ExportReply, SendError> {
-        let unreachable = |error: &tonic::transport::Error| {
-            SendError::Unreachable(deepest(error))
-        };
+        let unreachable = |error: &tonic::transport::Error| SendError::Unreachable(deepest(error));
         let mut grpc = Grpc::new(channel.clone());
         grpc.ready().await.map_err(|error| unreachable(&error))?;
         let mut request = tonic::Request::new(batch);

@@ -165,7 +165,9 @@ impl Worker {
             };
             self.put(first, &mut batch);
             self.gather(&mut batch).await;
-            self.send(&mut batch).await;
+            while !batch.is_empty() {
+                self.send(&mut batch).await;
+            }
         }
         // What came in the same moment as the end.
         self.traces.close();
@@ -214,9 +216,7 @@ impl Worker {
         let failed = match &outcome {
             Ok(()) => 0,
             Err(SendError::Partly { count: lost, .. }) => (*lost).min(count),
-            Err(
-                SendError::Late(_) | SendError::Unreachable(_) | SendError::Refused(_),
-            ) => count,
+            Err(SendError::Late(_) | SendError::Unreachable(_) | SendError::Refused(_)) => count,
         };
         self.shared.failed.fetch_add(failed, Ordering::Relaxed);
         self.shared

@@ -15,6 +15,7 @@ mod parameters;
 mod routes;
 pub(crate) mod script;
 mod tools;
+mod trace;
 
 use std::sync::{Arc, OnceLock};
 
