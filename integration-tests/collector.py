@@ -1,4 +1,4 @@
-"""A real OpenTelemetry collector (rotel), which hands on what it takes so that a test can read it."""
+"""A real OpenTelemetry collector (rotel), which hands on what it takes for tests to read."""
 
 import gzip
 import importlib.util

@@ -189,9 +189,9 @@ def test_a_waterfall_in_the_answer_needs_no_collector(server: Stack):
         status, text, _ = send(server, path, body, x_trace="inline")
         events = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
         assert status == 200
-        assert ["trace" in json.loads(event) for event in events] == [False] * (
-            len(events) - 1
-        ) + [True]
+        assert ["trace" in json.loads(event) for event in events] == [False] * (len(events) - 1) + [
+            True
+        ]
         spans = json.loads(events[-1])["trace"]["spans"]
         assert spans[0]["name"] == f"POST {path}"
         assert "stream" in [span["name"] for span in spans]
