@@ -52,6 +52,7 @@ PYTHON_ONLY_IN = {
     r"\.item\(\)|\.tolist\(\)": (
         # slots, sampler and telemetry: columns of a plan, which are numpy on the host already.
         "batch.py", "executor.py", "hub/", "replay.py", "sampler.py", "slots.py", "telemetry.py",
+        "tracing.py",
         "quant/", "quantize/", "testing/", "wire.py", "weights/",
     ),
 }  # fmt: skip

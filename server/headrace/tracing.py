@@ -31,6 +31,9 @@ IDLE_S = 1.0
 # What the collector has to take the last spans when the process ends.
 FLUSH_S = 2.0
 
+# A row that takes its slot's last token; a plain number, because there is one a token.
+FROM_SLOT = int(RowFlag.FROM_SLOT)
+
 # Other sequences of its steps that a span is linked to.
 LINKS_MAX = 32
 
@@ -81,9 +84,10 @@ class StepSpans:
     def add(self, plan: Plan, begin_ns: int, end_ns: int) -> list[StepSpan]:
         """Takes a plan that ran, times in ns since 1970; returns the spans of its chunks."""
         contexts = trace_contexts(plan)
+        flags: list[int] = plan.row_flags_S.tolist()
         spans: list[StepSpan] = []
         for context in contexts:
-            if plan.row_flags_S[context.row] & RowFlag.FROM_SLOT:
+            if flags[context.row] & FROM_SLOT:
                 self._decoded(plan, context, contexts, begin_ns, end_ns)
                 continue
             attributes: dict[str, int | float | str] = {
