@@ -62,7 +62,10 @@ fn request(engine: &Engine, prompt: u32, tokens_max: u32) -> Request {
 
 async fn constrained(engine: &Engine, prompt: u32, max: u32, matcher: Matcher) -> TokenStream {
     let request = request(engine, prompt, max);
-    let stream = engine.handle.submit_matched(request, Some(matcher)).await;
+    let stream = engine
+        .handle
+        .submit_matched(request, Some(matcher), None)
+        .await;
     stream.expect("there is room")
 }
 
