@@ -30,7 +30,7 @@ FROM base AS cpu
 ARG TORCH_FROM=--torch-backend=cpu
 RUN uv pip install --no-cache $TORCH_FROM 'torch>=2.11'
 COPY --from=build /wheels /wheels
-RUN uv pip install --no-cache $TORCH_FROM /wheels/*.whl && rm -rf /wheels
+RUN uv pip install --no-cache $TORCH_FROM "$(echo /wheels/*.whl)[trace]" && rm -rf /wheels
 
 FROM base AS cuda
 # Triton compiles what starts its kernels, against Python's headers.
@@ -41,7 +41,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev p
 ENV TRITON_CACHE_DIR=/data/triton
 RUN uv pip install --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
-RUN uv pip install --no-cache "$(echo /wheels/*.whl)[cuda]" && rm -rf /wheels
+RUN uv pip install --no-cache "$(echo /wheels/*.whl)[cuda,trace]" && rm -rf /wheels
 # Compute capability of the GPUs that the image brings the kernels of published models for; their
 # compilation needs no GPU.
 ARG CAPABILITY=9.0

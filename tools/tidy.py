@@ -31,8 +31,10 @@ RUST_ARROWS = {
     "headrace-engine": {"headrace-core", "headrace-grammar", "headrace-wire"},
     "headrace-grammar": set(),
     "headrace-launcher": {"headrace-config"},
+    "headrace-otlp": set(),
     "headrace-router": {
-        "headrace-config", "headrace-engine", "headrace-grammar", "headrace-text",
+        "headrace-config", "headrace-engine", "headrace-grammar", "headrace-otlp",
+        "headrace-text",
     },
     "headrace-text": set(),
     "headrace-wire": {"headrace-core"},
@@ -50,6 +52,7 @@ PYTHON_ONLY_IN = {
     r"\.item\(\)|\.tolist\(\)": (
         # slots, sampler and telemetry: columns of a plan, which are numpy on the host already.
         "batch.py", "executor.py", "hub/", "replay.py", "sampler.py", "slots.py", "telemetry.py",
+        "tracing.py",
         "quant/", "quantize/", "testing/", "wire.py", "weights/",
     ),
 }  # fmt: skip

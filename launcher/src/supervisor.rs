@@ -16,8 +16,9 @@ use crate::job::{self, Job};
 use crate::output::Output;
 use crate::signals::Signals;
 
-/// Beyond its own deadline for draining, the router gets this long to exit.
-const ROUTER_GRACE: Duration = Duration::from_secs(4);
+/// Beyond its own deadline for draining, the router gets this long to exit: clients read their last
+/// event, and a collector takes the last spans.
+const ROUTER_GRACE: Duration = Duration::from_secs(6);
 /// Shards have nothing left to do when the router is gone; unloading takes a moment.
 const SHARD_DEADLINE: Duration = Duration::from_secs(10);
 /// The others' deadline after one has died: long enough to tell clients.

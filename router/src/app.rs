@@ -18,6 +18,7 @@ use crate::backend::Backend;
 use crate::error::{ApiError, FailureClass, Overload, Unready};
 use crate::metrics::Metrics;
 use crate::tgi::wire::Token;
+use crate::trace::Tracing;
 use crate::validate::random_u64;
 use crate::{access, cloud, docs, openai, openapi, ops, tgi};
 
@@ -29,6 +30,7 @@ pub(crate) struct App {
     /// Set when the tokenizer is loaded.
     pub(crate) text: OnceLock<Arc<Text>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracing: Tracing,
     permits: Arc<Semaphore>,
 }
 
@@ -71,8 +73,14 @@ impl App {
             backend,
             text: OnceLock::new(),
             metrics,
+            tracing: Tracing::off(),
             permits,
         }
+    }
+
+    /// The same with traces.
+    pub(crate) fn traced(self, tracing: Tracing) -> Self {
+        Self { tracing, ..self }
     }
 
     /// Whether requests can be served, and what by.
@@ -262,8 +270,23 @@ pub(crate) fn metrics_router(app: Arc<App>) -> Router {
 async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     app.metrics.count.inc();
     let path = request.uri().path();
-    let span = tracing::info_span!("request", path, id = format_args!("{:016x}", random_u64()));
-    let response = next.run(request).instrument(span).await;
+    let trace = app.tracing.begin(&request);
+    let span = tracing::info_span!(
+        "request",
+        path,
+        id = format_args!("{:016x}", random_u64()),
+        trace_id = trace
+            .as_ref()
+            .map(|trace| tracing::field::display(trace.id()))
+    );
+    let answering = next.run(request).instrument(span);
+    let response = match trace {
+        None => answering.await,
+        Some(trace) => {
+            let response = Arc::clone(&trace).around(answering).await;
+            app.tracing.finish(trace, response).await
+        }
+    };
     if let Some(class) = response.extensions().get::<FailureClass>() {
         app.metrics.failed(class.err);
         if let Some(reason) = class.rejection {

@@ -1,10 +1,9 @@
 //! Where tokens come from: the engine, or in tests a script.
 
 use headrace_engine::{
-    EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent, TokenStream,
+    Attached, EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent,
+    TokenStream,
 };
-use headrace_grammar::Matcher;
-use tokio::time::Instant;
 
 #[cfg(test)]
 use crate::tests::script::{Script, ScriptStream};
@@ -40,17 +39,16 @@ impl Backend {
     pub(crate) async fn submit(
         &self,
         request: Request,
-        matcher: Option<Matcher>,
-        deadline: Option<Instant>,
+        attached: Attached,
     ) -> Result<Source, SubmitError> {
         match self {
             Self::Engine(engine) => {
-                let stream = engine.submit_until(request, matcher, deadline).await;
+                let stream = engine.submit_with(request, attached).await;
                 stream.map(Source::Engine)
             }
             #[cfg(test)]
             Self::Script(script) => script
-                .submit(&request, matcher, deadline)
+                .submit(&request, attached.matcher, attached.deadline)
                 .map(Source::Script),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use headrace_engine::Request;
+use headrace_engine::{Attached, Request};
 use headrace_grammar::Matcher;
 use headrace_text::Encoding;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -18,6 +18,7 @@ use crate::grammar;
 use crate::meter::{Clock, Meter};
 use crate::respond::{Manner, Respond, Rules};
 use crate::terms::Terms;
+use crate::trace::RequestTrace;
 use crate::validate::{Ask, Checked};
 
 /// A request that holds its permits and whose parameters are in order.
@@ -32,6 +33,8 @@ pub(crate) struct Intake {
     manner: Manner,
     /// The tools whose calls are looked for.
     pub(crate) tools: Option<ToolRules>,
+    /// If the request is traced.
+    trace: Option<Arc<RequestTrace>>,
 }
 
 /// What is to be continued.
@@ -58,6 +61,10 @@ impl Intake {
         ask: Ask,
     ) -> Result<Self, ApiError> {
         let received = Instant::now();
+        let trace = RequestTrace::current();
+        if let Some(trace) = &trace {
+            trace.validating();
+        }
         let ready = app.ready()?;
         let permits = app.permit(sequences)?;
         let checked = ask.check(&app.serve.requests, ready.facts.limits.vocab_size)?;
@@ -70,6 +77,7 @@ impl Intake {
             terms,
             manner,
             tools: None,
+            trace,
         })
     }
 
@@ -103,7 +111,12 @@ impl Intake {
         let text = Arc::clone(&self.ready.text);
         let encodings = prompts.into_iter().map(|prompt| prompt.into_ids(&text));
         let mut requests = Vec::new();
-        for ids in try_join_all(encodings).await? {
+        let begun = Instant::now();
+        let encoded = try_join_all(encodings).await?;
+        if let Some(trace) = &self.trace {
+            trace.tokenized(begun);
+        }
+        for ids in encoded {
             let ids = self.checked.kept(&ids);
             // A seed that was given is each prompt's own; one that was not differs everywhere.
             let first = if self.checked.seeded {
@@ -123,7 +136,12 @@ impl Intake {
         let grammar = match &self.checked.grammar {
             Some(spec) => {
                 let workers = self.app.serve.requests.validation_workers;
-                Some(grammar::compile(&self.ready, workers, spec).await?)
+                let begun = Instant::now();
+                let compiled = grammar::compile(&self.ready, workers, spec).await?;
+                if let Some(trace) = &self.trace {
+                    trace.compiled(begun);
+                }
+                Some(compiled)
             }
             None => None,
         };
@@ -149,16 +167,28 @@ impl Intake {
             received: self.received,
             submitted: Instant::now(),
         };
-        let source = {
-            let deadline = self.terms.deadline.map(|deadline| deadline.at);
-            let backend = &self.app.backend;
-            backend.submit(request.clone(), matcher, deadline).await?
+        let (trace, told) = match &self.trace {
+            Some(trace) => {
+                let model = &self.app.serve.model.id;
+                trace.validated(model, self.checked.sampling(), request.tokens_max().0);
+                let (ids, told) = trace.sequence(input);
+                (Some(ids), Some(told))
+            }
+            None => (None, None),
         };
+        let attached = Attached {
+            matcher,
+            deadline: self.terms.deadline.map(|deadline| deadline.at),
+            trace,
+        };
+        let backend = &self.app.backend;
+        let source = backend.submit(request.clone(), attached).await?;
         let permit = self
             .permits
             .split(1)
             .expect("a request takes a permit for each of its sequences; this is a router bug");
-        let meter = Meter::new(Arc::clone(&self.app.metrics), permit, clock, input, seed);
+        let metrics = Arc::clone(&self.app.metrics);
+        let meter = Meter::new(metrics, permit, clock, (input, seed), told);
         let rules = Rules {
             manner: self.manner,
             shows_stops: self.manner == Manner::Tgi || self.terms.habits.shows_stops,

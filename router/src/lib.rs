@@ -3,7 +3,7 @@
 //! Reading order: the process (`run`), the routes and what they share (`app`), the way in (`body`,
 //! `access`, `validate`, `intake`, `backend`), the way out (`respond`, `answer`, `sse`, `error`),
 //! the APIs (`tgi`, `openai`, `ops`, `openapi`), and what is counted and logged (`meter`,
-//! `metrics`, `telemetry`).
+//! `metrics`, `telemetry`, `trace`).
 
 mod access;
 mod answer;
@@ -27,6 +27,7 @@ mod sse;
 mod telemetry;
 mod terms;
 mod tgi;
+mod trace;
 mod validate;
 
 #[cfg(test)]

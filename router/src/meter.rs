@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::metrics::{Metrics, Served};
+use crate::trace::SeqHandle;
 
 /// How a sequence left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(crate) struct Meter {
     metrics: Arc<Metrics>,
     /// The request's, so that its last line is found under it.
     span: tracing::Span,
+    /// If the request is traced.
+    trace: Option<SeqHandle>,
     _permit: OwnedSemaphorePermit,
     clock: Clock,
     started: Option<Instant>,
@@ -66,12 +69,13 @@ impl Meter {
         metrics: Arc<Metrics>,
         permit: OwnedSemaphorePermit,
         clock: Clock,
-        input: u32,
-        seed: Option<u64>,
+        (input, seed): (u32, Option<u64>),
+        trace: Option<SeqHandle>,
     ) -> Self {
         Self {
             metrics,
             span: tracing::Span::current(),
+            trace,
             _permit: permit,
             clock,
             started: None,
@@ -115,6 +119,9 @@ impl Meter {
         self.outcome = Outcome::Settled;
         let now = Instant::now();
         let times = self.times(now);
+        if let Some(trace) = &self.trace {
+            trace.succeeded(times, self.seed);
+        }
         let first_token = self.first_token.unwrap_or(now);
         self.metrics.served(&Served {
             total: times.total,
@@ -144,6 +151,9 @@ impl Meter {
     /// The sequence failed for a reason of ours, after its status was sent or before.
     pub(crate) fn fail(&mut self, class: &str, count: Count) {
         self.outcome = Outcome::Settled;
+        if let Some(trace) = &self.trace {
+            trace.failed(class);
+        }
         if count == Count::Here {
             self.metrics.failed(class);
         }

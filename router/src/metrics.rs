@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use headrace_otlp::Counts;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -24,6 +25,7 @@ pub(crate) struct Metrics {
     success: IntCounter,
     failure: IntCounterVec,
     rejected: IntCounterVec,
+    spans: IntCounterVec,
     duration: Histogram,
     validation: Histogram,
     queue: Histogram,
@@ -81,6 +83,11 @@ impl Metrics {
             ),
             &["reason"],
         );
+        let spans = Opts::new(
+            "headrace_trace_spans",
+            "Spans of traced requests, by what became of them",
+        );
+        let spans = IntCounterVec::new(spans, &["outcome"]);
         register_build(&registry);
         let process = ProcessCollector::for_self();
         if let Err(error) = registry.register(Box::new(process)) {
@@ -88,6 +95,7 @@ impl Metrics {
         }
         Self {
             rejected: register(&registry, rejected),
+            spans: register(&registry, spans),
             count: counter("tgi_request_count", "Requests received"),
             success: counter("tgi_request_success", "Sequences generated to their end"),
             failure: register(&registry, failure),
@@ -183,6 +191,19 @@ impl Metrics {
     /// [`ApiError::rejection`]: crate::error::ApiError::rejection
     pub(crate) fn rejected(&self, reason: &str) {
         self.rejected.with_label_values(&[reason]).inc();
+    }
+
+    /// What became of spans so far.
+    pub(crate) fn set_spans(&self, counts: Counts) {
+        let outcomes = [
+            ("sent", counts.sent),
+            ("dropped", counts.dropped),
+            ("failed", counts.failed),
+        ];
+        for (outcome, count) in outcomes {
+            let counter = self.spans.with_label_values(&[outcome]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 
     /// Everything in the registry, in Prometheus' text format.

@@ -47,6 +47,9 @@ pub(crate) async fn livez() -> StatusCode {
     responses((status = 200, description = "Series", body = String, content_type = "text/plain"))
 )]
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    if let Some(counts) = app.tracing.counts() {
+        app.metrics.set_spans(counts);
+    }
     ([(header::CONTENT_TYPE, METRICS_TYPE)], app.metrics.render()).into_response()
 }
 

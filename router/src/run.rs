@@ -11,6 +11,7 @@ use headrace_config::{Serve, without_secrets};
 use headrace_engine::{
     EngineConfig, EngineError, EngineHandle, EngineState, Record, TokenId, start as start_engine,
 };
+use headrace_otlp::TargetError;
 use headrace_text::{ChatTemplate, EncodePool, Tokenizer, ToolFormat, ToolStyle};
 use prometheus::Registry;
 use tokio::net::{TcpListener, TcpSocket};
@@ -23,6 +24,7 @@ use crate::app::{App, Ready, Text, metrics_router, router};
 use crate::backend::Backend;
 use crate::metrics::Metrics;
 use crate::telemetry;
+use crate::trace::Tracing;
 
 /// Connections that may wait to be accepted; the kernel's own limit is usually this.
 const BACKLOG: u32 = 4096;
@@ -50,6 +52,8 @@ enum RunError {
     ToolParser(#[from] headrace_text::UnknownParser),
     #[error("loading the tokenizer panicked")]
     LoadPanicked,
+    #[error("--otlp-endpoint: {0}")]
+    Collector(#[from] TargetError),
     #[error("{0}")]
     Engine(#[from] EngineError),
     #[error("the engine stopped")]
@@ -99,7 +103,10 @@ async fn serve_until_stopped(serve: Serve) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::new(registry.clone()));
     let (engine, driver) = start_engine(engine_config(&serve, registry));
     let patience = Duration::from_millis(serve.http.drain_deadline_ms);
-    let app = Arc::new(App::new(serve, Backend::Engine(engine.clone()), metrics));
+    let (tracing, worker) = Tracing::new(&serve)?;
+    let worker = worker.map(|worker| tokio::spawn(worker.run()));
+    let app = App::new(serve, Backend::Engine(engine.clone()), metrics).traced(tracing);
+    let app = Arc::new(app);
     let closing = CancellationToken::new();
     let http = tokio::spawn(listen(listener, Arc::clone(&app), closing.clone()));
     serve_metrics(&app, address.ip());
@@ -108,7 +115,7 @@ async fn serve_until_stopped(serve: Serve) -> Result<(), RunError> {
         biased;
         _ = terminate.recv() => End::Stop,
         _ = interrupt.recv() => End::Stop,
-        result = live(app, engine.clone(), driver) => End::Engine(result),
+        result = live(Arc::clone(&app), engine.clone(), driver) => End::Engine(result),
     };
     let (result, patience) = match end {
         End::Stop => {
@@ -126,6 +133,7 @@ async fn serve_until_stopped(serve: Serve) -> Result<(), RunError> {
     if timeout(patience, http).await.is_err() {
         tracing::warn!("Some clients had not read their answer when the time was over");
     }
+    app.tracing.flush(worker).await;
     result
 }
 

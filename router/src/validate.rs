@@ -229,6 +229,11 @@ impl Ask {
 // === impl Checked ===
 
 impl Checked {
+    /// How tokens are drawn.
+    pub(crate) fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
     /// The seed, where one is used.
     pub(crate) fn seed(&self, copy: usize) -> Option<u64> {
         self.sampled.then(|| derive_seed(self.sampling.seed, copy))

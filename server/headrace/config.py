@@ -11,7 +11,7 @@ import json
 import os
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,6 +132,29 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A name and what it stands for."""
+
+    name: str
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Which requests are traced and how their spans travel."""
+
+    protocol: str
+    headers: list[Pair]
+    resource: list[Pair]
+    sampler: str
+    sampler_ratio: float
+    timeout_ms: int
+    queue_max: int
+    batch_max: int
+    delay_ms: int
+
+
+@dataclass(frozen=True)
 class Telemetry:
     """Logs, metrics and traces."""
 
@@ -139,6 +162,7 @@ class Telemetry:
     json_output: bool
     otlp_endpoint: str | None
     otlp_service_name: str
+    traces: Traces
 
 
 @dataclass(frozen=True)

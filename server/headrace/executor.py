@@ -27,7 +27,7 @@ from headrace.ops.triton import warn_of_kernels
 from headrace.prepare import prepare_engine
 from headrace.runner import Runner
 from headrace.sampler import Outputs
-from headrace.telemetry import Tracer, trace_contexts
+from headrace.telemetry import Tracer
 from headrace.wire import Mask, decode, encode_result
 
 log = logging.getLogger(__name__)
@@ -211,9 +211,8 @@ class Executor:
         self._send()
         self._unsent = encode_result(result)
         if running.step.plan.trace_row.size:
-            contexts = trace_contexts(running.step.plan)
             end_ns = running.begin_ns + 1000 * micros
-            self._tracer.step(running.step.plan, contexts, running.begin_ns, end_ns)
+            self._tracer.step(running.step.plan, running.begin_ns, end_ns)
 
     def _send(self) -> None:
         """Sends the result that is ready, if one is."""

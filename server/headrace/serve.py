@@ -26,7 +26,7 @@ from headrace.executor import Executor
 from headrace.kv import KvLayout
 from headrace.load import load_engine
 from headrace.startup import Phases
-from headrace.telemetry import NoTracer
+from headrace.tracing import start_tracing
 from headrace.wire import SERVICE, messages
 
 log = logging.getLogger(__name__)
@@ -57,9 +57,10 @@ class ShardService:
         self._ranks = len(serve.shards)
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[bytes | str] | None = None
+        self.tracer = start_tracing(serve, rank)
         self._executor = Executor(
             lambda: load_engine(serve, rank, phases, kernels),
-            NoTracer(),
+            self.tracer,
             self._post,
             self._post,
             serve.engine.mask_ms_max / 1000,
@@ -204,6 +205,7 @@ async def _serve(
     await stopped.wait()
     await server.stop(grace=None)
     socket.unlink(missing_ok=True)
+    service.tracer.stop()
 
 
 def control(message: dict[str, Any]) -> None:

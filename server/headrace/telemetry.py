@@ -1,11 +1,10 @@
-"""Logs that never block the device, and the seam where spans of steps will be made."""
+"""Logs that never block the device, and what an executor tells of steps that are traced."""
 
 import json
 import logging
 import logging.handlers
 import queue
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,20 +28,24 @@ class TraceContext:
 class Tracer(Protocol):
     """Makes spans of executed steps."""
 
-    def step(
-        self, plan: Plan, contexts: Sequence[TraceContext], begin_ns: int, end_ns: int
-    ) -> None:
-        """Tells that a plan ran; called only for plans that carry trace contexts."""
+    def step(self, plan: Plan, begin_ns: int, end_ns: int) -> None:
+        """Tells that a plan ran, by the clock of `time.perf_counter_ns`; called only for plans
+        that carry trace contexts. Never waits."""
+        ...
+
+    def stop(self) -> None:
+        """Sends what waits, within a bounded time."""
         ...
 
 
 class NoTracer:
     """Drops what it is told."""
 
-    def step(
-        self, plan: Plan, contexts: Sequence[TraceContext], begin_ns: int, end_ns: int
-    ) -> None:
-        del plan, contexts, begin_ns, end_ns
+    def step(self, plan: Plan, begin_ns: int, end_ns: int) -> None:
+        del plan, begin_ns, end_ns
+
+    def stop(self) -> None:
+        pass
 
 
 def trace_contexts(plan: Plan) -> list[TraceContext]:

@@ -68,6 +68,7 @@ KNOWN_BY: dict[str, set[str]] = {
         "masks",
         "replay",
         "telemetry",
+        "tracing",
     },
     "hub": {"__main__"},
     "quantize": {"__main__"},

@@ -88,6 +88,17 @@ def example() -> dict[str, Any]:
             "json_output": False,
             "otlp_endpoint": None,
             "otlp_service_name": "headrace",
+            "traces": {
+                "protocol": "grpc",
+                "headers": [{"name": "key", "value": "sesame"}],
+                "resource": [],
+                "sampler": "always_on",
+                "sampler_ratio": 1.0,
+                "timeout_ms": 1000,
+                "queue_max": 100,
+                "batch_max": 10,
+                "delay_ms": 10,
+            },
         },
     }
 

@@ -20,7 +20,7 @@ from headrace.errors import PlanError
 from headrace.executor import INBOX_MAX, POLL_S, Executor
 from headrace.ops.sampling import SampleRows, Samples
 from headrace.runner import Runner
-from headrace.telemetry import NoTracer, TraceContext
+from headrace.telemetry import NoTracer, TraceContext, trace_contexts
 from headrace.testing.threads import ThreadComm, run_ranks
 from headrace.warm import CROWD, warm_plans
 from headrace.wire import (
@@ -417,9 +417,9 @@ def test_trace_contexts_reach_the_tracer():
     told: list[tuple[int, list[TraceContext]]] = []
 
     class Tracer:
-        def step(self, plan: Plan, contexts: list[TraceContext], begin_ns: int, end_ns: int):
+        def step(self, plan: Plan, begin_ns: int, end_ns: int):
             assert begin_ns <= end_ns <= time.perf_counter_ns() + 10**9
-            told.append((plan.step, contexts))
+            told.append((plan.step, trace_contexts(plan)))
 
     harness = Harness(tracer=Tracer())
     harness.prepare()

@@ -70,6 +70,12 @@ struct Load {
     /// and for how long.
     #[arg(long, default_value_t = 3)]
     seconds: u32,
+    /// Collector that spans are sent to; without one nothing is traced.
+    #[arg(long)]
+    otlp_endpoint: Option<String>,
+    /// The share of requests that are traced, where there is a collector.
+    #[arg(long, default_value_t = 1.0)]
+    traced: f64,
     /// Only JSON.
     #[arg(long)]
     json: bool,

@@ -13,6 +13,7 @@ use clap::{
 
 use crate::compat::{CompatArgs, IGNORED_VARIABLES};
 use crate::size::parse_bytes;
+use crate::traces::TraceArgs;
 
 const ABOUT: &str = "Serve a large language model over HTTP.
 
@@ -75,6 +76,8 @@ pub struct Typed {
     pub engine: EngineArgs,
     #[command(flatten, next_help_heading = "Logs and traces")]
     pub telemetry: TelemetryArgs,
+    #[command(flatten, next_help_heading = "Logs and traces")]
+    pub traces: TraceArgs,
     #[command(flatten, next_help_heading = "Processes")]
     pub process: ProcessArgs,
     #[command(flatten)]
@@ -519,13 +522,27 @@ impl Typed {
     }
 }
 
-/// What SageMaker's containers call our variables.
-const OTHER_NAMES: [(&str, &str); 5] = [
+/// What SageMaker's containers call our variables, and OpenTelemetry's for all signals instead of
+/// traces alone.
+const OTHER_NAMES: [(&str, &str); 9] = [
     ("MODEL_ID", "HF_MODEL_ID"),
     ("REVISION", "HF_MODEL_REVISION"),
     ("NUM_SHARD", "SM_NUM_GPUS"),
     ("QUANTIZE", "HF_MODEL_QUANTIZE"),
     ("TRUST_REMOTE_CODE", "HF_MODEL_TRUST_REMOTE_CODE"),
+    ("OTLP_SERVICE_NAME", "OTEL_SERVICE_NAME"),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+    ),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    ),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+    ),
 ];
 
 /// The value of a variable, or of the one that stands for it; empty ones count as unset.

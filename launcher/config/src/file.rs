@@ -39,7 +39,7 @@ pub fn save(serve: &Serve, path: &Path) -> Result<(), FileError> {
     file.write_all(&text).map_err(io)
 }
 
-/// The same text for a file that others may read: without the API key.
+/// The same text for a file that others may read: without the API key and the headers of a collector.
 ///
 /// # Panics
 ///
@@ -48,6 +48,7 @@ pub fn save(serve: &Serve, path: &Path) -> Result<(), FileError> {
 pub fn without_secrets(serve: &Serve) -> Vec<u8> {
     let mut open = serve.clone();
     open.http.api_key = None;
+    open.telemetry.traces.headers.clear();
     serde_json::to_vec(&open).expect("plain values become JSON; this is a bug of config")
 }
 

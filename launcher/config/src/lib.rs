@@ -8,6 +8,7 @@ mod file;
 mod machine;
 mod resolve;
 mod size;
+mod traces;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -200,8 +201,61 @@ pub struct Telemetry {
     /// EnvFilter syntax, `info` by default.
     pub log_level: String,
     pub json_output: bool,
+    /// Where spans go, in full: `http://host:port` for gRPC, with the path for HTTP. `None`: nowhere.
     pub otlp_endpoint: Option<String>,
     pub otlp_service_name: String,
+    pub traces: Traces,
+}
+
+/// Which requests are traced and how their spans travel. Its `Debug` output hides the headers.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// `grpc` or `http/protobuf`.
+    pub protocol: String,
+    /// Sent with every batch of spans.
+    pub headers: Vec<Pair>,
+    /// Attributes of the process, beside its service name.
+    pub resource: Vec<Pair>,
+    /// In the words of `OTEL_TRACES_SAMPLER`.
+    pub sampler: String,
+    /// Of the traces that begin here, where the sampler asks for a ratio.
+    pub sampler_ratio: f64,
+    /// What a collector may take to answer.
+    pub timeout_ms: u64,
+    /// Spans that may wait; more are dropped.
+    pub queue_max: usize,
+    /// Spans sent together at most.
+    pub batch_max: usize,
+    /// What a span waits for company at most.
+    pub delay_ms: u64,
+}
+
+/// A name and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    pub name: String,
+    pub value: String,
+}
+
+// === impl Traces ===
+
+impl fmt::Debug for Traces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headers: Vec<&str> = self.headers.iter().map(|pair| pair.name.as_str()).collect();
+        f.debug_struct("Traces")
+            .field("protocol", &self.protocol)
+            .field("headers (values hidden)", &headers)
+            .field("resource", &self.resource)
+            .field("sampler", &self.sampler)
+            .field("sampler_ratio", &self.sampler_ratio)
+            .field("timeout_ms", &self.timeout_ms)
+            .field("queue_max", &self.queue_max)
+            .field("batch_max", &self.batch_max)
+            .field("delay_ms", &self.delay_ms)
+            .finish()
+    }
 }
 
 // === impl Http ===

@@ -9,7 +9,7 @@ use crate::cli::{
     DeviceKind, DialectName, Dtype, KvCacheDtype, LoadFormat, Quantize, ToolCallParser, Typed,
 };
 use crate::machine::Machine;
-use crate::{Device, Dialect, Engine, Http, Model, Requests, Serve, Telemetry, Watermark};
+use crate::{Device, Dialect, Engine, Http, Model, Requests, Serve, Telemetry, Watermark, traces};
 
 /// What is served when nobody says.
 pub const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -94,6 +94,19 @@ pub enum ConfigError {
          fp8, eetq, bitsandbytes, bitsandbytes-nf4 or bitsandbytes-fp4"
     )]
     NotServed { format: &'static str },
+    #[error(
+        "{flag} is `http://host:port`, or `host:port`, of an OpenTelemetry collector; it is {value:?}"
+    )]
+    NoEndpoint { flag: &'static str, value: String },
+    #[error(
+        "{flag} is {value:?}: spans are sent without TLS; give a collector of this machine or \
+         network, by http://"
+    )]
+    EndpointTls { flag: &'static str, value: String },
+    #[error("{flag} is a list of name=value, with commas between; it has {value:?}")]
+    NoPair { flag: &'static str, value: String },
+    #[error("{flag} must lie between 0 and 1, it is {value}")]
+    NotARatio { flag: &'static str, value: f64 },
     #[error("{flag}: {what} not supported yet; start without it")]
     Unsupported {
         flag: &'static str,
@@ -142,9 +155,6 @@ pub fn resolve(typed: &Typed, machine: &Machine) -> Result<Resolved, ConfigError
             machine.cores
         ));
     }
-    if typed.telemetry.otlp_endpoint.is_some() {
-        warnings.push("--otlp-endpoint is without effect: no traces are exported yet".to_owned());
-    }
     let serve = Serve {
         model: model(typed)?,
         device: device(typed, machine, num_shard)?,
@@ -156,8 +166,9 @@ pub fn resolve(typed: &Typed, machine: &Machine) -> Result<Resolved, ConfigError
         telemetry: Telemetry {
             log_level: typed.telemetry.log_level.clone(),
             json_output: typed.telemetry.json_output,
-            otlp_endpoint: typed.telemetry.otlp_endpoint.clone(),
+            otlp_endpoint: traces::endpoint(typed)?,
             otlp_service_name: typed.telemetry.otlp_service_name.clone(),
+            traces: traces::traces(&typed.traces)?,
         },
     };
     let process = &typed.process;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 
 use headrace_config::{
-    DEFAULT_MODEL, Machine, Resolved, Serve, Typed, hub_token, load, resolve, save,
+    DEFAULT_MODEL, Machine, Resolved, Serve, Typed, hub_token, load, resolve, save, without_secrets,
 };
 use serde_json::Value;
 
@@ -370,17 +370,89 @@ fn a_gpu_gets_larger_steps() {
 #[test]
 fn what_is_ignored_is_said() {
     let line = "--speculate 0 --max-batch-total-tokens 9 --num-shard 9 HOSTNAME=3f2a9c \
-                OTLP_ENDPOINT=http://x:4317 ATTENTION=paged TGI_WIGGLE_ROOM=0.9 EXLLAMA_VERSION=";
+                ATTENTION=paged TGI_WIGGLE_ROOM=0.9 EXLLAMA_VERSION=";
     let warnings = resolved(line, CPU).expect("harmless").warnings;
     let expected = [
         "--max-batch-total-tokens is without effect: the KV cache is as large as memory allows; --kv-memory bounds it",
         "ATTENTION is without effect: the attention backend is chosen by device and model",
         "TGI_WIGGLE_ROOM is without effect: --cuda-memory-fraction bounds the GPU's memory",
         "9 shards share 8 cores: fewer shards are faster",
-        "--otlp-endpoint is without effect: no traces are exported yet",
         "hostname `3f2a9c` is not an IP address: listening on 0.0.0.0",
     ];
     assert_eq!(warnings, expected);
+}
+
+#[test]
+fn spans_go_where_opentelemetry_s_variables_say() {
+    check(
+        r#"
+        --port 1 | /telemetry/otlp_endpoint | null
+        --otlp-endpoint http://a:4317/ | /telemetry/otlp_endpoint | "http://a:4317"
+        OTLP_ENDPOINT=a:4317 | /telemetry/otlp_endpoint | "http://a:4317"
+        OTEL_EXPORTER_OTLP_ENDPOINT=http://a:1 | /telemetry/otlp_endpoint | "http://a:1"
+        OTEL_EXPORTER_OTLP_ENDPOINT=http://a:1 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://b:2/x | /telemetry/otlp_endpoint | "http://b:2/x"
+        --otlp-endpoint c:3 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://b:2/x | /telemetry/otlp_endpoint | "http://c:3"
+        --otlp-endpoint c:3 OTEL_TRACES_EXPORTER=none | /telemetry/otlp_endpoint | null
+        --otlp-endpoint c:3 OTEL_SDK_DISABLED=true | /telemetry/otlp_endpoint | null
+        --otlp-endpoint c:3 OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf | /telemetry/otlp_endpoint | "http://c:3/v1/traces"
+        --otlp-endpoint c:3/v1/traces --otlp-protocol http/protobuf | /telemetry/otlp_endpoint | "http://c:3/v1/traces"
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://b:2/x --otlp-protocol http/protobuf | /telemetry/otlp_endpoint | "http://b:2/x"
+        OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc | /telemetry/traces/protocol | "grpc"
+        OTEL_EXPORTER_OTLP_HEADERS=a=b%20c,d=e= | /telemetry/traces/headers | [{"name": "a", "value": "b c"}, {"name": "d", "value": "e="}]
+        OTEL_RESOURCE_ATTRIBUTES=k=v, | /telemetry/traces/resource | [{"name": "k", "value": "v"}]
+        OTEL_SERVICE_NAME=llm | /telemetry/otlp_service_name | "llm"
+        OTEL_SERVICE_NAME=llm OTLP_SERVICE_NAME=tgi | /telemetry/otlp_service_name | "tgi"
+        --port 1 | /telemetry/traces/sampler | "parentbased_always_on"
+        OTEL_TRACES_SAMPLER=traceidratio OTEL_TRACES_SAMPLER_ARG=0.25 | /telemetry/traces/sampler_ratio | 0.25
+        OTEL_TRACES_SAMPLER=always_off | /telemetry/traces/sampler | "always_off"
+        OTEL_EXPORTER_OTLP_TIMEOUT=5 | /telemetry/traces/timeout_ms | 5
+        OTEL_BSP_SCHEDULE_DELAY=7 | /telemetry/traces/delay_ms | 7"#,
+    );
+}
+
+#[test]
+fn what_no_span_can_be_sent_to_is_refused() {
+    for (line, why) in [
+        (
+            "--otlp-endpoint https://a:4317",
+            "--otlp-endpoint is \"https://a:4317\": spans are sent without TLS",
+        ),
+        (
+            "--otlp-endpoint ftp://a",
+            "--otlp-endpoint is `http://host:port`",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT=http://:4317",
+            "OTEL_EXPORTER_OTLP_ENDPOINT is `http://host:port`",
+        ),
+        (
+            "--traces-sampler-arg 1.5",
+            "--traces-sampler-arg must lie between 0 and 1, it is 1.5",
+        ),
+        (
+            "--traces-sampler sometimes",
+            "invalid value 'sometimes' for '--traces-sampler",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS=sesame",
+            "OTEL_EXPORTER_OTLP_HEADERS is a list of name=value, with commas between; it has \"(hidden)\"",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_TIMEOUT=0",
+            "OTEL_EXPORTER_OTLP_TIMEOUT must be at least 1, it is 0",
+        ),
+        (
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=9 OTEL_BSP_MAX_QUEUE_SIZE=8",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE must be at most 8, it is 9",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_PROTOCOL=http/json",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: invalid value 'http/json'",
+        ),
+    ] {
+        let error = resolved(line, CPU).expect_err(line);
+        assert!(error.contains(why), "{line}: {error}");
+    }
 }
 
 #[test]
@@ -430,9 +502,14 @@ fn serve_json_is_private_and_survives_the_trip() {
 
 #[test]
 fn secrets_do_not_show_in_debug_output() {
-    let text = format!("{:?}", serve("--api-key sesame"));
+    let secret = "--api-key sesame OTEL_EXPORTER_OTLP_HEADERS=key=sesame";
+    let serve = serve(secret);
+    let typed = parse(secret).expect("it is well-formed");
+    let text = format!("{serve:?} {:?}", typed.traces);
     assert!(
         !text.contains("sesame") && text.contains("hidden"),
         "{text}"
     );
+    let open = String::from_utf8(without_secrets(&serve)).expect("it is JSON");
+    assert!(!open.contains("sesame"), "{open}");
 }

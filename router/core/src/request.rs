@@ -195,6 +195,13 @@ impl Request {
         })
     }
 
+    /// The same request, whose rows say which trace they belong to.
+    #[must_use]
+    pub fn traced(self, context: TraceContext) -> Self {
+        let trace = Some(context);
+        Self { trace, ..self }
+    }
+
     /// Prompt ids.
     pub fn prompt(&self) -> &[TokenId] {
         &self.prompt

@@ -27,6 +27,7 @@ use crate::metrics::{Committed, Method, Metrics};
 use crate::pace::Pacer;
 use crate::record::{Kind, Recorder};
 use crate::sink::{TokenEvent, TokenSink};
+use crate::trace::{SeqNotes, SeqTrace, Started, Traces, now};
 
 /// Nothing to do for so long: time to recount the books.
 const AUDIT_AFTER: Duration = Duration::from_secs(1);
@@ -65,6 +66,7 @@ struct Seat {
     /// Prompt and new tokens at most.
     tokens_max: i64,
     started: bool,
+    trace: Option<Arc<SeqTrace>>,
     span: Span,
     t0: Instant,
     deadline: Option<Instant>,
@@ -88,6 +90,7 @@ struct Driver<'a> {
     methods: VecDeque<Method>,
     pacer: Pacer,
     masks: Masks,
+    traces: Traces,
     metrics: Metrics,
     recorder: Option<Recorder>,
     /// Scratch, used again every step.
@@ -202,6 +205,7 @@ impl<'a> Driver<'a> {
             methods: VecDeque::new(),
             pacer,
             masks,
+            traces: Traces::default(),
             metrics,
             recorder,
             events: Vec::new(),
@@ -270,7 +274,7 @@ impl<'a> Driver<'a> {
     async fn plan(&mut self) -> Result<(), EngineError> {
         let begun = Instant::now();
         let allowance = self.pacer.allowance(&self.scheduler);
-        let Some(plan) = self.scheduler.plan_within(&allowance) else {
+        let Some(mut plan) = self.scheduler.plan_within(&allowance) else {
             // Until a command or a result changes something.
             self.idle = true;
             return Ok(());
@@ -279,6 +283,7 @@ impl<'a> Driver<'a> {
             let others = plan.rows() > plan.bindings.len();
             self.metrics.joined(begun.elapsed(), others);
         }
+        self.traces.planned(&mut plan);
         let bytes = encode_plan(&plan, &mut self.buffer);
         if let Err(error) = self.group.send(plan.step, &bytes) {
             return Err(self.group_lost(error));
@@ -325,6 +330,9 @@ impl<'a> Driver<'a> {
             recorder.write(Kind::Result, done.bytes).await;
         }
         let mut events = std::mem::take(&mut self.events);
+        let device = Duration::from_micros(u64::from(done.result.device_time_us));
+        // Before its events: one of them may be the end.
+        self.traces.committed(done.result.step, device);
         let begun = Instant::now();
         let outcome = self.scheduler.commit(&done.result, &mut events);
         let committed = Instant::now();
@@ -345,7 +353,6 @@ impl<'a> Driver<'a> {
             .methods
             .pop_front()
             .expect("every plan in flight has its method");
-        let device = Duration::from_micros(u64::from(done.result.device_time_us));
         let paced = self.pacer.done(done.gap);
         self.metrics.committed(&Committed {
             method,
@@ -396,6 +403,7 @@ impl<'a> Driver<'a> {
         let Submission {
             request,
             matcher,
+            trace,
             sink,
             reply,
             span,
@@ -417,12 +425,16 @@ impl<'a> Driver<'a> {
                 if let Some(matcher) = matcher {
                     self.masks.begin(seq, matcher);
                 }
+                if let Some(trace) = &trace {
+                    self.traces.admitted(Arc::clone(trace));
+                }
                 self.seats.insert(
                     seq,
                     Seat {
                         sink,
                         tokens_max,
                         started: false,
+                        trace,
                         span,
                         t0,
                         deadline,
@@ -497,6 +509,7 @@ impl<'a> Driver<'a> {
         }
         self.pacer.lost();
         self.masks.lost();
+        self.traces.lost();
         let limits = self.scheduler.limits().clone();
         let mut events = self.scheduler.reset(limits, StepId(0));
         self.deliver(&mut events);
@@ -546,6 +559,15 @@ impl<'a> Driver<'a> {
                         cached_tokens = cached,
                         "sequence started"
                     );
+                    if let Some(trace) = &seat.trace {
+                        let at = now();
+                        let started = Started {
+                            at,
+                            waited_for,
+                            cached,
+                        };
+                        trace.note(|notes| notes.started = Some(started));
+                    }
                     seat.sink.push(TokenEvent::Started {
                         cached_tokens: cached,
                     });
@@ -557,15 +579,20 @@ impl<'a> Driver<'a> {
                 }
                 SeqEvent::Token { seq, token } => {
                     self.masks.token(seq, token.id);
-                    seat(&mut self.seats, seq)
-                        .sink
-                        .push(TokenEvent::Token(token));
+                    let seat = seat(&mut self.seats, seq);
+                    if let Some(trace) = &seat.trace {
+                        trace.note(SeqNotes::token);
+                    }
+                    seat.sink.push(TokenEvent::Token(token));
                 }
                 SeqEvent::Finished { seq, reason } => {
                     self.masks.end(seq);
                     let seat = self.seats.remove(&seq).expect(SEATED);
                     if let Some(deadline) = seat.deadline {
                         self.deadlines.remove(&(deadline, seq));
+                    }
+                    if let Some(trace) = &seat.trace {
+                        self.traces.ended(trace, reason);
                     }
                     if seat.started {
                         self.metrics.batch_max_tokens.sub(seat.tokens_max);

@@ -21,6 +21,7 @@ use crate::error::{EngineError, SubmitError};
 use crate::group::{Dial, dial_sockets};
 use crate::message::{COMMANDS_MAX, Command, FinishBox, Submission};
 use crate::sink::{TokenEvent, TokenSink};
+use crate::trace::SeqTrace;
 
 /// What is known once the group is prepared.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +48,17 @@ pub enum EngineState {
         /// Why.
         reason: Arc<str>,
     },
+}
+
+/// What comes along with a request beside what the scheduler knows of it.
+#[derive(Default)]
+pub struct Attached {
+    /// Makes the masks of a request that may be masked: without one it ends, because none comes.
+    pub matcher: Option<Matcher>,
+    /// What has not ended then ends with [`FinishReason::Deadline`], whether it waits or runs.
+    pub deadline: Option<Instant>,
+    /// Where what happens to it is noted.
+    pub trace: Option<Arc<SeqTrace>>,
 }
 
 /// The way in. Cheap to clone; the engine drains when the last one is gone.
@@ -119,19 +131,25 @@ impl EngineHandle {
     /// Submits a request. Resolves when it is admitted, not when it starts. Dropping this future
     /// withdraws the request.
     pub async fn submit(&self, request: Request) -> Result<TokenStream, SubmitError> {
-        self.submit_until(request, None, None).await
+        self.submit_with(request, Attached::default()).await
     }
 
-    /// [`EngineHandle::submit`] of a request that may be masked, with the matcher that makes its masks:
-    /// without one it ends, because none comes. What has not ended at `deadline` ends then, with
-    /// [`FinishReason::Deadline`], whether it waits or runs.
-    pub async fn submit_until(
+    /// [`EngineHandle::submit`] of a request with what comes along with it.
+    pub async fn submit_with(
         &self,
         request: Request,
-        matcher: Option<Matcher>,
-        deadline: Option<Instant>,
+        attached: Attached,
     ) -> Result<TokenStream, SubmitError> {
+        let Attached {
+            matcher,
+            deadline,
+            trace,
+        } = attached;
         self.check()?;
+        let request = match &trace {
+            Some(trace) => request.traced(trace.context()),
+            None => request,
+        };
         let sink = Arc::new(TokenSink::new(request.tokens_max()));
         // Made before the command is sent, so that a caller who goes away while waiting for the
         // answer leaves no sequence behind.
@@ -145,6 +163,7 @@ impl EngineHandle {
         let submission = Submission {
             request,
             matcher: matcher.map(Box::new),
+            trace,
             sink,
             reply,
             span: Span::current(),

@@ -12,6 +12,7 @@ use tracing::Span;
 
 use crate::error::SubmitError;
 use crate::sink::TokenSink;
+use crate::trace::SeqTrace;
 
 /// Commands that may wait for the driver; a full channel makes the handle wait.
 pub(crate) const COMMANDS_MAX: usize = 1024;
@@ -35,6 +36,8 @@ pub(crate) struct Submission {
     pub(crate) request: Request,
     /// What its tokens must be, for a request that is masked.
     pub(crate) matcher: Option<Box<Matcher>>,
+    /// Where to note what happens to it, if it is traced.
+    pub(crate) trace: Option<Arc<SeqTrace>>,
     /// Where its tokens go.
     pub(crate) sink: Arc<TokenSink>,
     /// Whether it was admitted.

@@ -16,6 +16,7 @@ mod routes;
 pub(crate) mod script;
 mod terms;
 mod tools;
+mod trace;
 
 use std::sync::{Arc, OnceLock};
 
@@ -175,7 +176,10 @@ fn serve() -> Serve {
             "v1_dialect": "openai", "drain_deadline_ms": 1000},
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
         "telemetry": {"log_level": "info", "json_output": false, "otlp_endpoint": null,
-            "otlp_service_name": "router"},
+            "otlp_service_name": "router",
+            "traces": {"protocol": "grpc", "headers": [], "resource": [],
+                "sampler": "parentbased_always_on", "sampler_ratio": 1.0, "timeout_ms": 1000,
+                "queue_max": 100, "batch_max": 10, "delay_ms": 10}},
     });
     serde_json::from_value(value).unwrap()
 }

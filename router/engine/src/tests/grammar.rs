@@ -9,8 +9,8 @@ use headrace_grammar::{Bounds, Compiled, Compiler, GrammarSpec, Matcher, Vocabul
 use super::fake::{Fake, Masks, VOCAB};
 use super::{Engine, config, expected, read};
 use crate::{
-    EngineConfig, FinishReason, Request, RequestSpec, Sampling, TokenEvent, TokenId, TokenStream,
-    Tokens,
+    Attached, EngineConfig, FinishReason, Request, RequestSpec, Sampling, TokenEvent, TokenId,
+    TokenStream, Tokens,
 };
 
 /// The id that ends a text; bytes are tokens.
@@ -64,7 +64,13 @@ async fn constrained(engine: &Engine, prompt: u32, max: u32, matcher: Matcher) -
     let request = request(engine, prompt, max);
     let stream = engine
         .handle
-        .submit_until(request, Some(matcher), None)
+        .submit_with(
+            request,
+            Attached {
+                matcher: Some(matcher),
+                ..Attached::default()
+            },
+        )
         .await;
     stream.expect("there is room")
 }

@@ -7,6 +7,7 @@ mod pace;
 mod record;
 mod referee;
 mod streams;
+mod trace;
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use super::fake::{BLOCK_TOKENS, Fake, STEP};
 use super::{Engine, config, expected, read};
 use crate::handle::{EngineState, start, start_with};
 use crate::sink::TokenEvent;
-use crate::{FinishReason, SubmitError};
+use crate::{Attached, FinishReason, SubmitError};
 
 #[tokio::test(start_paused = true)]
 async fn many_requests_stream_their_own_tokens() {
@@ -181,7 +181,16 @@ async fn a_sequence_ends_at_its_deadline_whether_it_waits_or_runs() {
     for steps in [Some(20), Some(7), None] {
         let deadline = steps.map(|steps| begun + STEP * steps);
         let request = engine.request(8, if steps.is_some() { 3000 } else { 3 });
-        let stream = engine.handle.submit_until(request, None, deadline).await;
+        let stream = engine
+            .handle
+            .submit_with(
+                request,
+                Attached {
+                    deadline,
+                    ..Attached::default()
+                },
+            )
+            .await;
         streams.push(stream.expect("there is room"));
     }
     assert_eq!(
@@ -215,7 +224,16 @@ async fn a_sequence_that_ends_before_its_deadline_is_forgotten_with_it() {
     let engine = Engine::ready(Fake::paced(1)).await;
     let request = engine.request(8, 3);
     let deadline = Some(Instant::now() + STEP * 50);
-    let stream = engine.handle.submit_until(request, None, deadline).await;
+    let stream = engine
+        .handle
+        .submit_with(
+            request,
+            Attached {
+                deadline,
+                ..Attached::default()
+            },
+        )
+        .await;
     let mut stream = stream.expect("there is room");
     assert_eq!(
         read(&mut stream).await,
