@@ -14,7 +14,7 @@ use crate::app::{App, Ready, Text};
 use crate::calls::ToolRules;
 use crate::error::{ApiError, Invalid, Overload};
 use crate::grammar;
-use crate::meter::{Clock, Meter};
+use crate::meter::{Account, Clock, GenerateParameters, Meter};
 use crate::respond::{Manner, Respond, Rules};
 use crate::validate::{Ask, Checked};
 
@@ -26,6 +26,8 @@ pub(crate) struct Intake {
     pub(crate) checked: Checked,
     permits: OwnedSemaphorePermit,
     received: Instant,
+    /// What was asked for, as it is logged.
+    parameters: GenerateParameters,
     manner: Manner,
     /// The tools whose calls are looked for.
     pub(crate) tools: Option<ToolRules>,
@@ -56,6 +58,7 @@ impl Intake {
         let received = Instant::now();
         let ready = app.ready()?;
         let permits = app.permit(sequences)?;
+        let parameters = ask.told();
         let checked = ask.check(&app.serve.requests, ready.facts.limits.vocab_size)?;
         Ok(Self {
             app: Arc::clone(app),
@@ -63,6 +66,7 @@ impl Intake {
             checked,
             permits,
             received,
+            parameters,
             manner,
             tools: None,
         })
@@ -109,12 +113,15 @@ impl Intake {
             }
             None => None,
         };
+        let metrics = Arc::clone(&self.app.metrics);
+        let account = Arc::new(Account::new(metrics, self.parameters, requests.len()));
         let mut responds = Vec::with_capacity(requests.len());
         for (request, seed) in requests {
             let matcher = grammar
                 .as_deref()
                 .map(|grammar| self.checked.matcher(grammar));
-            responds.push(self.admit(request, matcher, seed).await?);
+            let account = Arc::clone(&account);
+            responds.push(self.admit(request, matcher, seed, account).await?);
         }
         Ok(responds)
     }
@@ -124,6 +131,7 @@ impl Intake {
         request: Request,
         matcher: Option<Matcher>,
         seed: Option<u64>,
+        account: Arc<Account>,
     ) -> Result<Respond, ApiError> {
         let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
         self.app.metrics.accepted(input, request.tokens_max().0);
@@ -136,7 +144,7 @@ impl Intake {
             .permits
             .split(1)
             .expect("a request takes a permit for each of its sequences; this is a router bug");
-        let meter = Meter::new(Arc::clone(&self.app.metrics), permit, clock, input, seed);
+        let meter = Meter::new(account, permit, clock, input, seed);
         let rules = Rules {
             manner: self.manner,
             stop: self.checked.stop.clone(),
