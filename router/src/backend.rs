@@ -1,7 +1,7 @@
 //! Where tokens come from: the engine, or in tests a script.
 
 use headrace_engine::{
-    EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent, TokenStream,
+    EngineHandle, EngineState, FinishReason, Load, Request, SubmitError, TokenEvent, TokenStream,
 };
 use headrace_grammar::Matcher;
 
@@ -32,6 +32,14 @@ impl Backend {
             Self::Engine(engine) => engine.state(),
             #[cfg(test)]
             Self::Script(script) => script.state(),
+        }
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        match self {
+            Self::Engine(engine) => engine.load(),
+            #[cfg(test)]
+            Self::Script(script) => script.load(),
         }
     }
 

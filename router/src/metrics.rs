@@ -4,7 +4,9 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -183,6 +185,19 @@ impl Metrics {
     /// [`ApiError::rejection`]: crate::error::ApiError::rejection
     pub(crate) fn rejected(&self, reason: &str) {
         self.rejected.with_label_values(&[reason]).inc();
+    }
+
+    /// Requests received, sequences that ended well, and failures of all kinds.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        let failed = self.failure.collect();
+        let failed = failed.iter().flat_map(MetricFamily::get_metric);
+        let failed: f64 = failed.map(|metric| metric.get_counter().get_value()).sum();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a sum of whole counts"
+        )]
+        [self.count.get(), self.success.get(), failed as u64]
     }
 
     /// Everything in the registry, in Prometheus' text format.

@@ -20,6 +20,7 @@ mod sink;
 pub use config::{EngineConfig, Record};
 pub use error::{EngineError, ShardError, SubmitError};
 pub use handle::{EngineHandle, EngineState, Facts, TokenStream, start};
+pub use metrics::Load;
 pub use sink::TokenEvent;
 
 pub use headrace_core::event::{FinishReason, PromptToken, SampledToken};
