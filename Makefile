@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 
 # Everything the wheel is made of: when none of it is newer than the stamp, nothing is built.
 SOURCES := $(shell find router launcher bench/client proto server -type f \
-	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' -o -name flags.txt \) \
+	\( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.proto' -o -name '*.cpp' -o -name '*.h' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name flags.txt \) \
 	-not -path '*/tests/*' -not -path '*/_native/*') \
 	$(wildcard launcher/data/scripts/*) \
 	Cargo.toml Cargo.lock pyproject.toml tools/install.sh tools/constraints.txt

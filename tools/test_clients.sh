@@ -59,8 +59,14 @@ if [ "${1:-}" = lm-eval ]; then
     step "lm-eval: everything passed"
     exit
 fi
+for program in chromium-headless-shell prometheus; do
+    command -v "$program" >/dev/null ||
+        step "$program is not installed: its tests are left out (Debian has a package of that name)"
+done
 for list in integration-tests/clients/*.txt; do prepare "$list"; done
 prepare_node
 step "Other people's programs: the clients of TGI, of the Hub and of OpenAI, and schemathesis"
 "$PY" -m pytest integration-tests/test_clients.py -m clients "$@"
+step "A browser on the page, and a Prometheus on the metrics"
+"$PY" -m pytest integration-tests/test_page.py integration-tests/test_monitoring.py -m clients -rs "$@"
 step "test-clients: everything passed"

@@ -34,7 +34,8 @@ pub(crate) fn banner(serve: &Serve, url: &str, ready: &Ready) -> String {
     };
     let curl = curl(serve, url);
     format!(
-        "\n  {model} is ready at {url}\n  {device}, {dtype}{shards}\n\n  Try it:\n\n{curl}\n\n  \
+        "\n  {model} is ready at {url}\n  {device}, {dtype}{shards}\n\n  \
+         Try it in a browser, at that address, or here:\n\n{curl}\n\n  \
          Ctrl-C stops the server.\n\n"
     )
 }

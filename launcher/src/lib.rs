@@ -16,6 +16,7 @@ mod machine;
 mod output;
 mod python;
 mod run;
+mod secrets;
 mod signals;
 mod supervisor;
 mod topology;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::secrets::Secrets;
+
 /// Lines that wait for the terminal at most, and their bytes.
 const QUEUE_LINES: usize = 8192;
 const QUEUE_BYTES: usize = 16 << 20;
@@ -25,6 +27,7 @@ pub(crate) struct Output {
     queue: SyncSender<Item>,
     counts: Arc<Counts>,
     is_json: bool,
+    secrets: Arc<Secrets>,
 }
 
 #[derive(Debug, Default)]
@@ -43,14 +46,19 @@ enum Item {
 // === impl Output ===
 
 impl Output {
-    /// Starts the thread that writes to `sink`.
-    pub(crate) fn start<W: Write + Send + 'static>(sink: W, is_json: bool) -> io::Result<Self> {
+    /// Starts the thread that writes to `sink`, without the secrets.
+    pub(crate) fn start<W: Write + Send + 'static>(
+        sink: W,
+        is_json: bool,
+        secrets: Secrets,
+    ) -> io::Result<Self> {
         let (queue, items) = sync_channel(QUEUE_LINES);
         let counts = Arc::new(Counts::default());
         let output = Self {
             queue,
             counts: counts.clone(),
             is_json,
+            secrets: Arc::new(secrets),
         };
         let writer = output.clone();
         thread::Builder::new()
@@ -116,7 +124,7 @@ impl Output {
                         self.counts
                             .queued_bytes
                             .fetch_sub(lines.len(), Ordering::Relaxed);
-                        text.extend_from_slice(&lines);
+                        text.extend_from_slice(&self.secrets.hide(&lines));
                     }
                     Item::Flush(done) => flushes.push(done),
                 }
@@ -179,6 +187,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::Output;
+    use crate::secrets::Secrets;
 
     /// A terminal that takes a write only when told to.
     struct Gate {
@@ -202,7 +211,8 @@ mod tests {
 
     fn gated(is_json: bool) -> (Output, Sender<()>, Receiver<Vec<u8>>) {
         let ((ticket, tickets), (written, texts)) = (channel(), channel());
-        let output = Output::start(Gate { tickets, written }, is_json).expect("a thread starts");
+        let gate = Gate { tickets, written };
+        let output = Output::start(gate, is_json, Secrets::default()).expect("a thread starts");
         (output, ticket, texts)
     }
 

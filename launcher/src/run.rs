@@ -13,6 +13,7 @@ use crate::job::Job;
 use crate::machine;
 use crate::output::Output;
 use crate::python::PythonNotFound;
+use crate::secrets::Secrets;
 use crate::signals::Signals;
 use crate::supervisor::Supervisor;
 use crate::topology::{self, Folder};
@@ -64,11 +65,13 @@ fn start(
             return if error.use_stderr() { STATUS_USAGE } else { 0 };
         }
     };
-    match launch(&typed, find_programs, job) {
+    let secrets = Secrets::of(&typed);
+    match launch(&typed, find_programs, job, &secrets) {
         Ok(()) => 0,
         Err(error) => {
+            let line = format!("Error: {error}\n");
             // Nobody may be left to read it.
-            drop(writeln!(io::stderr(), "Error: {error}"));
+            drop(io::stderr().write_all(&secrets.hide(line.as_bytes())));
             STATUS_FAILED
         }
     }
@@ -78,6 +81,7 @@ fn launch(
     typed: &Typed,
     find_programs: impl FnOnce() -> Result<Programs, PythonNotFound>,
     job: Option<Job>,
+    secrets: &Secrets,
 ) -> Result<(), LaunchError> {
     let machine = Machine::probe(&|name| env::var_os(name));
     let Resolved {
@@ -90,10 +94,10 @@ fn launch(
         .map_err(|error| LaunchError::LogLevel(error.to_string()))?;
     let io = |what| move |source| LaunchError::Io { what, source };
     let (output, is_terminal) = if job.is_some() {
-        let output = Output::start(io::stderr(), serve.telemetry.json_output);
+        let output = Output::start(io::stderr(), serve.telemetry.json_output, secrets.clone());
         (output, io::stderr().is_terminal())
     } else {
-        let output = Output::start(io::stdout(), serve.telemetry.json_output);
+        let output = Output::start(io::stdout(), serve.telemetry.json_output, secrets.clone());
         (output, io::stdout().is_terminal())
     };
     let output = output.map_err(io("no thread for the log"))?;
@@ -158,7 +162,7 @@ async fn serve_until_stopped(
     );
     let front = if job.is_some() { "job" } else { "router" };
     tracing::info!("Starting the {front} and {shards} shard(s) for {id} in {path}.");
-    tracing::debug!("{serve:?}");
+    tracing::info!("Arguments: {serve:?}");
     let mut specs = Vec::new();
     if job.is_none() {
         specs.push(topology::router(programs, &serve_json));

@@ -82,8 +82,11 @@ note(f"secrets {','.join(f'{name}={os.environ[name]}' for name in secrets if nam
 if "--config" in args:
     path = args[args.index("--config") + 1]
     note(f"mode {os.stat(path).st_mode & 0o777:o}")
-    with open(path) as source, open(f"{FOLDER}/serve.json", "w") as target:
+    # Whole or not at all: its brothers copy it, too, while the test reads.
+    copy = f"{FOLDER}/serve.json.{os.getpid()}"
+    with open(path) as source, open(copy, "w") as target:
         target.write(source.read())
+    os.replace(copy, f"{FOLDER}/serve.json")
 threading.Thread(target=lifeline, daemon=True).start()
 for entry in PLAN["steps"].get(ROLE, []):
     step(*entry)

@@ -234,6 +234,8 @@ fn a_server_starts_says_so_and_stops_in_order() {
     ] {
         assert!(log.contains(part), "no `{part}` in {log}");
     }
+    assert!(log.contains("Arguments: Serve {"), "{log}");
+    assert!(log.contains("api_key: Some(\"(hidden)\")"), "{log}");
     assert!(!log.contains("sesame"), "{log}");
     let serve = fs::read_to_string(world.folder.join("serve.json")).expect("children saw it");
     let serve: Value = serde_json::from_str(&serve).expect("json");
@@ -293,6 +295,39 @@ fn a_shard_that_dies_while_serving_ends_the_server_with_its_last_lines() {
                     Traceback (most recent call last):\n    MemoryError: 42";
     assert!(stderr.contains(expected), "{stderr}");
     assert!(stdout.contains("shard-0 | MemoryError: 42"), "{stdout}");
+}
+
+#[test]
+fn secrets_stand_in_no_log_and_in_no_error_whoever_brings_them_up() {
+    let plan = json!({"steps": {
+        "router": ready(vec![json!(["touch", "ready"])]),
+        "shard-0": [
+            ["say", {"event": "serving"}],
+            ["err", "asking with hf_sEcReT-tOkEn"],
+            ["await", "ready"],
+            ["err", "KeyError: open sesame"],
+            ["exit", 3],
+        ],
+    }});
+    let args = ["--api-key", "open sesame"];
+    let variables = [("HF_TOKEN", "hf_sEcReT-tOkEn")];
+    let (status, stdout, stderr) = World::start_with(&args, plan, &variables).end();
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        stdout.contains("shard-0 | asking with [redacted]"),
+        "{stdout}"
+    );
+    assert!(
+        stdout.contains("shard-0 | KeyError: [redacted]"),
+        "{stdout}"
+    );
+    assert!(stderr.contains("    KeyError: [redacted]"), "{stderr}");
+    for text in [stdout, stderr] {
+        assert!(
+            !text.contains("sesame") && !text.contains("sEcReT"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

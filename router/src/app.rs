@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::tgi::wire::Token;
 use crate::trace::Tracing;
 use crate::validate::random_u64;
-use crate::{access, cloud, docs, openai, openapi, ops, tgi};
+use crate::{access, cloud, docs, openai, openapi, ops, page, tgi};
 
 /// One server.
 #[derive(Debug)]
@@ -224,6 +224,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/livez", get(ops::livez))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
+        .route("/status", get(page::status))
+        .route("/page/style.css", get(page::style))
+        .route("/page/script.js", get(page::script))
         .route("/info", get(tgi::info::info))
         .route("/chat_tokenize", post(tgi::tokenize::chat_tokenize))
         .route("/v1/models", get(openai::models::list))

@@ -1,7 +1,7 @@
 //! Where tokens come from: the engine, or in tests a script.
 
 use headrace_engine::{
-    Attached, EngineHandle, EngineState, FinishReason, Request, SubmitError, TokenEvent,
+    Attached, EngineHandle, EngineState, FinishReason, Load, Request, SubmitError, TokenEvent,
     TokenStream,
 };
 
@@ -35,7 +35,15 @@ impl Backend {
         }
     }
 
-    /// Submits a request, what makes its masks if it is masked, and when it is to end at last.
+    pub(crate) fn load(&self) -> Load {
+        match self {
+            Self::Engine(engine) => engine.load(),
+            #[cfg(test)]
+            Self::Script(script) => script.load(),
+        }
+    }
+
+    /// Submits a request, and what comes along with it.
     pub(crate) async fn submit(
         &self,
         request: Request,

@@ -15,7 +15,7 @@ use crate::app::{App, Ready, Text};
 use crate::calls::ToolRules;
 use crate::error::{ApiError, Invalid, Overdue, Overload};
 use crate::grammar;
-use crate::meter::{Clock, Meter};
+use crate::meter::{Account, Clock, GenerateParameters, Meter};
 use crate::respond::{Manner, Respond, Rules};
 use crate::terms::Terms;
 use crate::trace::RequestTrace;
@@ -30,6 +30,8 @@ pub(crate) struct Intake {
     permits: OwnedSemaphorePermit,
     received: Instant,
     terms: Terms,
+    /// What was asked for, as it is logged.
+    parameters: GenerateParameters,
     manner: Manner,
     /// The tools whose calls are looked for.
     pub(crate) tools: Option<ToolRules>,
@@ -67,6 +69,7 @@ impl Intake {
         }
         let ready = app.ready()?;
         let permits = app.permit(sequences)?;
+        let parameters = ask.told();
         let checked = ask.check(&app.serve.requests, ready.facts.limits.vocab_size)?;
         Ok(Self {
             app: Arc::clone(app),
@@ -75,6 +78,7 @@ impl Intake {
             permits,
             received,
             terms,
+            parameters,
             manner,
             tools: None,
             trace,
@@ -145,12 +149,15 @@ impl Intake {
             }
             None => None,
         };
+        let metrics = Arc::clone(&self.app.metrics);
+        let account = Arc::new(Account::new(metrics, self.parameters, requests.len()));
         let mut responds = Vec::with_capacity(requests.len());
         for (request, seed) in requests {
             let matcher = grammar
                 .as_deref()
                 .map(|grammar| self.checked.matcher(grammar));
-            responds.push(self.admit(request, matcher, seed).await?);
+            let account = Arc::clone(&account);
+            responds.push(self.admit(request, matcher, seed, account).await?);
         }
         Ok(responds)
     }
@@ -160,6 +167,7 @@ impl Intake {
         request: Request,
         matcher: Option<Matcher>,
         seed: Option<u64>,
+        account: Arc<Account>,
     ) -> Result<Respond, ApiError> {
         let input = u32::try_from(request.prompt().len()).unwrap_or(u32::MAX);
         self.app.metrics.accepted(input, request.tokens_max().0);
@@ -187,8 +195,7 @@ impl Intake {
             .permits
             .split(1)
             .expect("a request takes a permit for each of its sequences; this is a router bug");
-        let metrics = Arc::clone(&self.app.metrics);
-        let meter = Meter::new(metrics, permit, clock, (input, seed), told);
+        let meter = Meter::new(account, permit, clock, (input, seed), told);
         let rules = Rules {
             manner: self.manner,
             shows_stops: self.manner == Manner::Tgi || self.terms.habits.shows_stops,

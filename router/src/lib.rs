@@ -2,7 +2,7 @@
 //!
 //! Reading order: the process (`run`), the routes and what they share (`app`), the way in (`body`,
 //! `access`, `validate`, `intake`, `backend`), the way out (`respond`, `answer`, `sse`, `error`),
-//! the APIs (`tgi`, `openai`, `ops`, `openapi`), and what is counted and logged (`meter`,
+//! the APIs (`tgi`, `openai`, `ops`, `openapi`, `page`), and what is counted and logged (`meter`,
 //! `metrics`, `telemetry`, `trace`).
 
 mod access;
@@ -21,6 +21,7 @@ mod metrics;
 mod openai;
 mod openapi;
 mod ops;
+mod page;
 mod respond;
 mod run;
 mod sse;

@@ -1,7 +1,8 @@
 //! What one sequence costs, from its request to its end: times, counts, the permit it holds, the
 //! line in the log and the observations in the metrics.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -23,7 +24,7 @@ enum Outcome {
 /// The account of one sequence. Dropping it gives the permit back.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    metrics: Arc<Metrics>,
+    account: Arc<Account>,
     /// The request's, so that its last line is found under it.
     span: tracing::Span,
     /// If the request is traced.
@@ -42,6 +43,52 @@ pub(crate) struct Meter {
     /// The seed, when tokens are drawn with it.
     pub(crate) seed: Option<u64>,
 }
+
+/// What the sequences of a request have in common: where they are counted, the line that is logged when the last of them
+/// has ended well, and what is told there.
+#[derive(Debug)]
+pub(crate) struct Account {
+    metrics: Arc<Metrics>,
+    parameters: GenerateParameters,
+    sums: Mutex<Sums>,
+}
+
+/// What is added up over the sequences of a request.
+#[derive(Debug, Clone, Copy)]
+struct Sums {
+    /// Sequences that have not ended well yet.
+    left: usize,
+    input: u64,
+    cached: u64,
+    generated: u64,
+}
+
+/// What was asked for, as TGI's log has it, in its order. Of texts it knows how many: what a client
+/// writes stands in no log.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a parameter")]
+pub(crate) struct GenerateParameters {
+    pub(crate) best_of: Option<usize>,
+    pub(crate) temperature: Option<f32>,
+    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) frequency_penalty: Option<f32>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) typical_p: Option<f32>,
+    pub(crate) do_sample: bool,
+    pub(crate) max_new_tokens: Option<u32>,
+    pub(crate) stop: Texts,
+    pub(crate) truncate: Option<u64>,
+    pub(crate) watermark: bool,
+    pub(crate) decoder_input_details: bool,
+    pub(crate) seed: Option<u64>,
+    pub(crate) top_n_tokens: Option<u32>,
+    pub(crate) grammar: bool,
+}
+
+/// So many texts of a client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Texts(pub(crate) usize);
 
 /// Moments that all sequences of a request share.
 #[derive(Debug, Clone, Copy)]
@@ -66,14 +113,14 @@ pub(crate) struct Times {
 
 impl Meter {
     pub(crate) fn new(
-        metrics: Arc<Metrics>,
+        account: Arc<Account>,
         permit: OwnedSemaphorePermit,
         clock: Clock,
         (input, seed): (u32, Option<u64>),
         trace: Option<SeqHandle>,
     ) -> Self {
         Self {
-            metrics,
+            account,
             span: tracing::Span::current(),
             trace,
             _permit: permit,
@@ -123,7 +170,7 @@ impl Meter {
             trace.succeeded(times, self.seed);
         }
         let first_token = self.first_token.unwrap_or(now);
-        self.metrics.served(&Served {
+        self.account.metrics.served(&Served {
             total: times.total,
             validation: times.validation,
             queue: times.queue,
@@ -132,19 +179,24 @@ impl Meter {
             per_token: times.per_token,
             generated: self.generated,
         });
-        tracing::info!(
-            parent: &self.span,
-            total_time = ?times.total,
-            validation_time = ?times.validation,
-            queue_time = ?times.queue,
-            inference_time = ?times.inference,
-            time_per_token = ?times.per_token,
-            seed = ?self.seed,
-            input_tokens = self.input,
-            cached_tokens = self.cached,
-            generated_tokens = self.generated,
-            "Success"
-        );
+        if let Some(sums) = self.account.settle(self) {
+            // Texts, not `?`: TGI's log has them in quotation marks.
+            let text = |value: &dyn fmt::Debug| format!("{value:?}");
+            tracing::info!(
+                parent: &self.span,
+                parameters = ?self.account.parameters,
+                total_time = text(&times.total),
+                validation_time = text(&times.validation),
+                queue_time = text(&times.queue),
+                inference_time = text(&times.inference),
+                time_per_token = text(&times.per_token),
+                seed = text(&self.seed),
+                input_tokens = sums.input,
+                cached_tokens = sums.cached,
+                generated_tokens = sums.generated,
+                "Success"
+            );
+        }
         times
     }
 
@@ -155,7 +207,7 @@ impl Meter {
             trace.failed(class);
         }
         if count == Count::Here {
-            self.metrics.failed(class);
+            self.account.metrics.failed(class);
         }
     }
 
@@ -175,8 +227,49 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         if self.outcome == Outcome::Running {
-            self.metrics.failed("dropped");
+            self.account.metrics.failed("dropped");
         }
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    /// Of a request with so many sequences.
+    pub(crate) fn new(
+        metrics: Arc<Metrics>,
+        parameters: GenerateParameters,
+        sequences: usize,
+    ) -> Self {
+        let sums = Sums {
+            left: sequences,
+            input: 0,
+            cached: 0,
+            generated: 0,
+        };
+        Self {
+            metrics,
+            parameters,
+            sums: Mutex::new(sums),
+        }
+    }
+
+    /// Adds a sequence that ended well; the sums if it was the last.
+    fn settle(&self, meter: &Meter) -> Option<Sums> {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.left = sums.left.saturating_sub(1);
+        sums.input += u64::from(meter.input);
+        sums.cached += u64::from(meter.cached);
+        sums.generated += u64::from(meter.generated);
+        (sums.left == 0).then_some(*sums)
+    }
+}
+
+// === impl Texts ===
+
+impl fmt::Debug for Texts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} texts]", self.0)
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use headrace_otlp::Counts;
+use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -204,6 +206,19 @@ impl Metrics {
             let counter = self.spans.with_label_values(&[outcome]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
+    }
+
+    /// Requests received, sequences that ended well, and failures of all kinds.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        let failed = self.failure.collect();
+        let failed = failed.iter().flat_map(MetricFamily::get_metric);
+        let failed: f64 = failed.map(|metric| metric.get_counter().get_value()).sum();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a sum of whole counts"
+        )]
+        [self.count.get(), self.success.get(), failed as u64]
     }
 
     /// Everything in the registry, in Prometheus' text format.

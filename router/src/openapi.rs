@@ -11,7 +11,7 @@ use utoipa::openapi::{Content, Ref};
 use utoipa::{Modify, OpenApi};
 
 use crate::error::ErrorBody;
-use crate::{cloud, openai, ops, tgi};
+use crate::{cloud, openai, ops, page, tgi};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,7 +29,7 @@ use crate::{cloud, openai, ops, tgi};
         cloud::sagemaker::invocations, cloud::vertex::vertex,
         cloud::kserve::server, cloud::kserve::live, cloud::kserve::ready, cloud::kserve::model,
         cloud::kserve::model_ready, cloud::kserve::infer,
-        ops::health, ops::health_root, ops::ping, ops::readyz, ops::livez, ops::metrics,
+        page::status, ops::health, ops::health_root, ops::ping, ops::readyz, ops::livez, ops::metrics,
     ),
     components(schemas(ErrorBody, openai::wire::StreamError)),
     modifiers(&Refusals),

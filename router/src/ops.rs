@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
 use crate::error::ErrorBody;
+use crate::page;
 
 /// Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4";
@@ -53,7 +54,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
     ([(header::CONTENT_TYPE, METRICS_TYPE)], app.metrics.render()).into_response()
 }
 
-/// The same as `/health`.
+/// The same as `/health`; for a browser, a page under the same status.
 #[utoipa::path(
     get, path = "/", tag = "Headrace",
     responses(
@@ -61,8 +62,12 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
         (status = 503, description = "Loading, stopping or down", body = ErrorBody),
     )
 )]
-pub(crate) async fn health_root(state: State<Arc<App>>) -> Response {
-    health(state).await
+pub(crate) async fn health_root(state: State<Arc<App>>, headers: HeaderMap) -> Response {
+    let health = health(state).await;
+    if page::wants_page(&headers) {
+        return page::page(health.status());
+    }
+    health
 }
 
 /// The same as `/health`.

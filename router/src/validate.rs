@@ -11,6 +11,7 @@ use headrace_grammar::{Compiled, GrammarSpec, Matcher};
 use crate::app::Ready;
 use crate::error::Invalid;
 use crate::grammar::Asked;
+use crate::meter::{GenerateParameters, Texts};
 
 /// New tokens that are counted against the total at validation. More may be asked for: the
 /// sequence then ends with reason `length` where the total is reached.
@@ -101,6 +102,28 @@ impl Default for Names {
 // === impl Ask ===
 
 impl Ask {
+    /// What the log tells of it.
+    pub(crate) fn told(&self) -> GenerateParameters {
+        GenerateParameters {
+            best_of: self.best_of,
+            temperature: self.temperature,
+            repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            typical_p: self.typical_p,
+            do_sample: self.do_sample,
+            max_new_tokens: self.tokens_max,
+            stop: Texts(self.stop.len()),
+            truncate: self.truncate,
+            watermark: self.watermark,
+            decoder_input_details: self.prompt_logprobs,
+            seed: self.seed,
+            top_n_tokens: self.top_n,
+            grammar: self.grammar.is_some(),
+        }
+    }
+
     /// Checks everything that needs no tokens, in TGI's order.
     pub(crate) fn check(self, bounds: &Requests, vocab_size: u32) -> Result<Checked, Invalid> {
         let best_of = self.check_best_of(bounds)?;

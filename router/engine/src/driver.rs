@@ -103,8 +103,8 @@ pub(crate) async fn run(
     config: EngineConfig,
     dial: Dial,
     mut inbox: Inbox,
+    metrics: Metrics,
 ) -> Result<(), EngineError> {
-    let metrics = Metrics::new(&config.metrics);
     let loaded = tokio::select! {
         loaded = load(&config, &dial) => Some(loaded),
         () = refuse_until_drained(&mut inbox.commands) => None,

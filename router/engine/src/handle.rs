@@ -20,6 +20,7 @@ use crate::driver;
 use crate::error::{EngineError, SubmitError};
 use crate::group::{Dial, dial_sockets};
 use crate::message::{COMMANDS_MAX, Command, FinishBox, Submission};
+use crate::metrics::{Load, Metrics};
 use crate::sink::{TokenEvent, TokenSink};
 use crate::trace::SeqTrace;
 
@@ -68,6 +69,7 @@ pub struct EngineHandle {
     finishes: Arc<FinishBox>,
     state: watch::Receiver<EngineState>,
     facts: Arc<OnceLock<Arc<Facts>>>,
+    metrics: Arc<Metrics>,
 }
 
 /// One request's tokens. Dropping it cancels the request.
@@ -94,11 +96,13 @@ pub(crate) fn start_with(
 ) -> (EngineHandle, JoinHandle<Result<(), EngineError>>) {
     let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
     let (state, watch) = watch::channel(EngineState::Loading);
+    let metrics = Metrics::new(&config.metrics);
     let handle = EngineHandle {
         commands,
         finishes: Arc::default(),
         state: watch,
         facts: Arc::default(),
+        metrics: Arc::new(metrics.clone()),
     };
     let inbox = driver::Inbox {
         commands: receiver,
@@ -106,7 +110,7 @@ pub(crate) fn start_with(
         state,
         facts: Arc::clone(&handle.facts),
     };
-    let task = tokio::spawn(driver::run(config, dial, inbox));
+    let task = tokio::spawn(driver::run(config, dial, inbox, metrics));
     (handle, task)
 }
 
@@ -126,6 +130,11 @@ impl EngineHandle {
     /// What is known once the group is prepared; stays known until the end.
     pub fn facts(&self) -> Option<Arc<Facts>> {
         self.facts.get().cloned()
+    }
+
+    /// How busy the engine is: a read of each number, however large the engine.
+    pub fn load(&self) -> Load {
+        self.metrics.load()
     }
 
     /// Submits a request. Resolves when it is admitted, not when it starts. Dropping this future

@@ -21,6 +21,7 @@ mod trace;
 pub use config::{EngineConfig, Record};
 pub use error::{EngineError, ShardError, SubmitError};
 pub use handle::{Attached, EngineHandle, EngineState, Facts, TokenStream, start};
+pub use metrics::Load;
 pub use sink::TokenEvent;
 pub use trace::{CHUNKS_MAX, Chunk, Decode, SENT_BACK_MAX, SeqNotes, SeqTrace, SpanOf, Started};
 

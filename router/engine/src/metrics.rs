@@ -47,6 +47,27 @@ pub(crate) struct Metrics {
     tokens: IntCounter,
 }
 
+/// How busy the engine is; counts are since its start. All zero until it is ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that wait for a slot.
+    pub waiting: u64,
+    /// Sequences that run.
+    pub running: u64,
+    /// Usable blocks of the KV pool,
+    pub kv_blocks: u64,
+    /// those that sequences hold,
+    pub kv_blocks_used: u64,
+    /// and those kept for later requests.
+    pub kv_blocks_cached: u64,
+    /// Prompt tokens computed.
+    pub prefill_tokens: u64,
+    /// Prompt tokens taken from the prefix cache.
+    pub cached_tokens: u64,
+    /// Tokens drawn.
+    pub generated_tokens: u64,
+}
+
 /// A step that was committed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Committed<'a> {
@@ -178,6 +199,22 @@ impl Metrics {
         advance(&self.cached_tokens, stats.cached_tokens);
         advance(&self.prefill_tokens, stats.prefill_tokens);
         advance(&self.tokens, stats.generated_tokens);
+    }
+
+    /// What is shown now.
+    pub(crate) fn load(&self) -> Load {
+        let now = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
+        let [kv_blocks, kv_blocks_used, kv_blocks_cached] = self.memory.blocks().map(now);
+        Load {
+            waiting: now(&self.queue_size),
+            running: now(&self.batch_size),
+            kv_blocks,
+            kv_blocks_used,
+            kv_blocks_cached,
+            prefill_tokens: self.prefill_tokens.get(),
+            cached_tokens: self.cached_tokens.get(),
+            generated_tokens: self.tokens.get(),
+        }
     }
 
     /// The series of a method.

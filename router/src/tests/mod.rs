@@ -11,6 +11,7 @@ mod forms;
 mod golden;
 mod grammar;
 mod malformed;
+mod page;
 mod parameters;
 mod routes;
 pub(crate) mod script;

@@ -384,6 +384,7 @@ async fn every_route_is_in_the_document_and_the_other_way_round() {
         "get /metrics",
         "get /ping",
         "get /readyz",
+        "get /status",
         "get /v1/models",
         "get /v1/models/{id}",
         "get /v2",

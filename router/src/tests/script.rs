@@ -3,12 +3,24 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use headrace_engine::{EngineState, FinishReason, Request, SubmitError, TokenEvent};
+use headrace_engine::{EngineState, FinishReason, Load, Request, SubmitError, TokenEvent};
 use headrace_grammar::Matcher;
 use tokio::time::Instant;
 
 /// What comes for one submission, wake by wake. After it the sequence hangs.
 pub(crate) type Wakes = Vec<Vec<TokenEvent>>;
+
+/// Each number is another's: whoever swaps two of them is found out.
+const LOAD: Load = Load {
+    waiting: 1,
+    running: 2,
+    kv_blocks: 256,
+    kv_blocks_used: 3,
+    kv_blocks_cached: 4,
+    prefill_tokens: 5,
+    cached_tokens: 6,
+    generated_tokens: 7,
+};
 
 /// A scripted engine.
 #[derive(Clone, Debug)]
@@ -19,6 +31,7 @@ pub(crate) struct Script {
 #[derive(Debug)]
 struct Inner {
     state: EngineState,
+    load: Load,
     refusal: Option<SubmitError>,
     wakes: VecDeque<Wakes>,
     otherwise: Wakes,
@@ -50,6 +63,7 @@ impl Script {
     pub(crate) fn new(state: EngineState) -> Self {
         let inner = Inner {
             state,
+            load: LOAD,
             refusal: None,
             wakes: VecDeque::new(),
             otherwise: Wakes::new(),
@@ -70,6 +84,10 @@ impl Script {
 
     pub(crate) fn refuse(&self, error: SubmitError) {
         self.lock().refusal = Some(error);
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        self.lock().load
     }
 
     /// The events of the next submission without any.

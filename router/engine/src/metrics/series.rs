@@ -210,6 +210,11 @@ impl MemorySeries {
         }
     }
 
+    /// Blocks: usable, held by sequences, kept for later.
+    pub(super) fn blocks(&self) -> [&IntGauge; 3] {
+        [&self.total, &self.used, &self.cached]
+    }
+
     pub(super) fn observe(&self, stats: &Stats) {
         let free = i64::from(stats.blocks_free);
         self.free.set(free);
