@@ -218,22 +218,26 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             device_index: 0,
             rendezvous: String::new(),
         }],
-        telemetry: config::Telemetry {
-            log_level: "warn".into(),
-            json_output: false,
-            otlp_endpoint: load.otlp_endpoint.clone(),
-            otlp_service_name: "ceiling".into(),
-            traces: config::Traces {
-                protocol: "grpc".into(),
-                headers: Vec::new(),
-                resource: Vec::new(),
-                sampler: "traceidratio".into(),
-                sampler_ratio: load.traced,
-                timeout_ms: 10_000,
-                queue_max: 32_768,
-                batch_max: 512,
-                delay_ms: 1000,
-            },
+        telemetry: telemetry(load),
+    }
+}
+
+fn telemetry(load: &Load) -> config::Telemetry {
+    config::Telemetry {
+        log_level: "warn".into(),
+        json_output: false,
+        otlp_endpoint: load.otlp_endpoint.clone(),
+        otlp_service_name: "ceiling".into(),
+        traces: config::Traces {
+            protocol: "grpc".into(),
+            headers: Vec::new(),
+            resource: Vec::new(),
+            sampler: "traceidratio".into(),
+            sampler_ratio: load.traced,
+            timeout_ms: 10_000,
+            queue_max: 32_768,
+            batch_max: 512,
+            delay_ms: 1000,
         },
     }
 }

@@ -210,7 +210,7 @@ pub(crate) fn traces(asked: &TraceArgs) -> Result<Traces, ConfigError> {
         queue_max,
     )?;
     Ok(Traces {
-        protocol: name(asked.otlp_protocol),
+        protocol: name(&asked.otlp_protocol),
         headers: pairs(
             "OTEL_EXPORTER_OTLP_HEADERS",
             asked.otlp_headers.as_deref(),
@@ -221,7 +221,7 @@ pub(crate) fn traces(asked: &TraceArgs) -> Result<Traces, ConfigError> {
             asked.otel_resource_attributes.as_deref(),
             Shown::Yes,
         )?,
-        sampler: name(asked.traces_sampler),
+        sampler: name(&asked.traces_sampler),
         sampler_ratio: ratio,
         timeout_ms: within(
             "OTEL_EXPORTER_OTLP_TIMEOUT",
@@ -333,7 +333,7 @@ fn within(flag: &'static str, value: u64, max: u64) -> Result<u64, ConfigError> 
 }
 
 /// A choice as it is typed.
-fn name(choice: impl ValueEnum) -> String {
+fn name(choice: &impl ValueEnum) -> String {
     choice
         .to_possible_value()
         .map(|value| value.get_name().to_owned())

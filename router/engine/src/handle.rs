@@ -52,7 +52,7 @@ pub enum EngineState {
 }
 
 /// What comes along with a request beside what the scheduler knows of it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Attached {
     /// Makes the masks of a request that may be masked: without one it ends, because none comes.
     pub matcher: Option<Matcher>,

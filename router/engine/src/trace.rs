@@ -278,23 +278,23 @@ impl Traces {
         }
         let step_tokens = plan.row_len.iter().map(|len| len.unsigned_abs()).sum();
         let rows = u32::try_from(plan.rows()).unwrap_or(u32::MAX);
-        let mut noted = Vec::with_capacity(plan.trace_row.len());
+        let mut touched = Vec::with_capacity(plan.trace_row.len());
         let mut kept = 0;
         for index in 0..plan.trace_row.len() {
             let (row, base) = (plan.trace_row[index], base_of(&plan.trace_context[index]));
             let Some(live) = self.live.get_mut(&base) else {
                 continue;
             };
-            let at = usize::try_from(row).expect("a row's number is not negative");
-            live.slot = Some(plan.row_slot[at]);
+            let place = usize::try_from(row).expect("a row's number is not negative");
+            live.slot = Some(plan.row_slot[place]);
             let mut notes = live.trace.lock();
-            let of = if plan.row_flags[at] & row_flag::FROM_SLOT == 0 {
+            let of = if plan.row_flags[place] & row_flag::FROM_SLOT == 0 {
                 notes.chunk(Chunk {
                     step: plan.step.0,
                     planned,
                     done: None,
-                    start: plan.row_start[at].unsigned_abs(),
-                    tokens: plan.row_len[at].unsigned_abs(),
+                    start: plan.row_start[place].unsigned_abs(),
+                    tokens: plan.row_len[place].unsigned_abs(),
                     rows,
                     step_tokens,
                     device: Duration::ZERO,
@@ -303,7 +303,7 @@ impl Traces {
                 notes.decode(planned, rows)
             };
             drop(notes);
-            noted.push((Arc::clone(&live.trace), of));
+            touched.push((Arc::clone(&live.trace), of));
             if live.trace.sampled {
                 plan.trace_row[kept] = row;
                 plan.trace_context[kept] = live.trace.context_of(live.trace.span_id(of));
@@ -312,17 +312,20 @@ impl Traces {
         }
         plan.trace_row.truncate(kept);
         plan.trace_context.truncate(kept);
-        if !noted.is_empty() {
+        if !touched.is_empty() {
             self.flight.push_back(Flight {
                 step: plan.step,
-                rows: noted,
+                rows: touched,
             });
         }
     }
 
     /// A step is done.
     pub(crate) fn committed(&mut self, step: StepId, device: Duration) {
-        let Some(flight) = self.flight.pop_front_if(|flight| flight.step == step) else {
+        if self.flight.front().is_none_or(|flight| flight.step != step) {
+            return;
+        }
+        let Some(flight) = self.flight.pop_front() else {
             return;
         };
         let at = now();

@@ -72,6 +72,7 @@ pub(crate) struct Client {
     timeout: Duration,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one of a process")]
 enum Way {
     Grpc(Channel),
     Http {

@@ -58,6 +58,10 @@ pub(crate) struct Scope {
 }
 
 #[derive(Clone, PartialEq, Message)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "as OpenTelemetry's messages call them"
+)]
 pub(crate) struct Span {
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) trace_id: Bytes,

@@ -121,8 +121,8 @@ pub(super) fn build(origin: &Origin, line: &Timeline, now: Instant) -> Vec<Span>
         builder.sequence(sequence);
     }
     if let Some(responded) = line.responded.filter(|_| line.streamed) {
-        let (id, parent) = (builder.own(Own::Stream), builder.own(Own::Handler));
-        builder.add(id, parent, "stream", (responded, None), Vec::new());
+        let ids = (builder.own(Own::Stream), builder.own(Own::Handler));
+        builder.add(ids, "stream", (responded, None), Vec::new());
     }
     builder.spans
 }
@@ -209,7 +209,7 @@ impl Builder<'_> {
         }
         let (id, parent) = (self.own(Own::Handler), self.own(Own::Http));
         let name = handler_name(&line.http.route);
-        self.add(id, parent, name, (line.received, None), attributes);
+        self.add((id, parent), name, (line.received, None), attributes);
         let failed = line.sequences.iter();
         let mut failed = failed.filter_map(|sequence| sequence.settled.as_ref()?.error.clone());
         if let Some(error) = failed.next() {
@@ -224,14 +224,14 @@ impl Builder<'_> {
         // One that was refused ended with its answer.
         let end = validate.1.or(self.line.responded);
         let (id, parent) = (self.own(Own::Validate), self.own(Own::Handler));
-        self.add(id, parent, "validate", (validate.0, end), Vec::new());
+        self.add((id, parent), "validate", (validate.0, end), Vec::new());
         let parent = id;
         for (own, name, lasted) in [
             (Own::Tokenize, "tokenize", self.line.tokenize),
             (Own::Grammar, "grammar", self.line.grammar),
         ] {
             if let Some(lasted) = lasted {
-                self.add(self.own(own), parent, name, lasted, Vec::new());
+                self.add((self.own(own), parent), name, lasted, Vec::new());
             }
         }
     }
@@ -247,7 +247,7 @@ impl Builder<'_> {
             ("headrace.wait.reason", reason_word(reason).into()),
             ("gen_ai.usage.input_tokens", sequence.input.into()),
         ];
-        self.add(id(SpanOf::Queued), parent, "queued", waited, attributes);
+        self.add((id(SpanOf::Queued), parent), "queued", waited, attributes);
         let Some(started) = notes.started else {
             return;
         };
@@ -267,7 +267,7 @@ impl Builder<'_> {
             attributes.push(("headrace.prefill.chunks_left_out", left_out));
         }
         let infer = id(SpanOf::Infer);
-        self.add(infer, parent, "infer", (started.at, ended), attributes);
+        self.add((infer, parent), "infer", (started.at, ended), attributes);
         self.preempted(notes);
         if let Some((_, reason)) = notes.finished.filter(|(_, reason)| is_fault(*reason)) {
             self.fail(finish_word(reason).to_owned());
@@ -290,8 +290,7 @@ impl Builder<'_> {
             ];
             let lasted = (chunk.planned, chunk.done.or(ended));
             self.add(
-                id(SpanOf::Chunk(index)),
-                infer,
+                (id(SpanOf::Chunk(index)), infer),
                 "prefill",
                 lasted,
                 attributes,
@@ -325,7 +324,7 @@ impl Builder<'_> {
         let id = SpanId(sequence.ids.span_id(SpanOf::Decode));
         // The step that is done last may be one too many (R3).
         let end = ended.or(decode.done);
-        self.add(id, infer, "decode", (begin, end), attributes);
+        self.add((id, infer), "decode", (begin, end), attributes);
         self.preempted(notes);
     }
 
@@ -346,8 +345,7 @@ impl Builder<'_> {
 
     fn add(
         &mut self,
-        id: SpanId,
-        parent: SpanId,
+        (id, parent): (SpanId, SpanId),
         name: &'static str,
         (begin, end): Lasted,
         attributes: Attributes,
@@ -492,6 +490,7 @@ fn finish_word(reason: FinishReason) -> &'static str {
         FinishReason::StopText => "stop_sequence",
         FinishReason::Length => "length",
         FinishReason::Cancelled => "cancelled",
+        FinishReason::Deadline => "deadline",
         FinishReason::Nan => "nan",
         FinishReason::MaskMissed => "mask_missed",
         FinishReason::GrammarFailed => "grammar_failed",
@@ -505,7 +504,8 @@ fn is_fault(reason: FinishReason) -> bool {
         | FinishReason::StopText
         | FinishReason::Length
         | FinishReason::Cancelled => false,
-        FinishReason::Nan
+        FinishReason::Deadline
+        | FinishReason::Nan
         | FinishReason::MaskMissed
         | FinishReason::GrammarFailed
         | FinishReason::GroupLost => true,

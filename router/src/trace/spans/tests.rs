@@ -66,7 +66,8 @@ fn notes(received: Instant) -> SeqNotes {
 }
 
 fn line(sequences: Vec<SeqNotes>) -> Timeline {
-    let received = sequences[0].submitted - Duration::from_millis(5);
+    let received = sequences[0].submitted.checked_sub(Duration::from_millis(5));
+    let received = received.expect("this machine has run for longer");
     let line = |(random, notes): (u64, SeqNotes)| SeqLine {
         ids: Arc::new(SeqTrace::new([9; 16], true, random)),
         input: 32,
