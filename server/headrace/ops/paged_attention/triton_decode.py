@@ -559,7 +559,7 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
                 k_own, k_other, k_weight_E, eps, cos, sin, dim, other, is_dim, HEAD_DIM, NORM
             )
             k_new = saturated(k_new, k_inverse, CODE_MAX=CODE_MAX)
-            v_new = saturated(v_new, v_inverse, CODE_MAX=CODE_MAX)
+            v_code = saturated(v_new, v_inverse, CODE_MAX=CODE_MAX)
             cell_new = tl.load(cells_S + row)
             number_new = (cell_new * KV_HEADS + kv_head) * HEAD_DIM + dim[None, :]
             # Programs of a group with more heads than a tile write the same.
@@ -567,7 +567,7 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
                 k_cache_NPKE + number_new, k_new.to(k_cache_NPKE.dtype.element_ty), mask=new_mask
             )
             tl.store(
-                v_cache_NPKE + number_new, v_new.to(v_cache_NPKE.dtype.element_ty), mask=new_mask
+                v_cache_NPKE + number_new, v_code.to(v_cache_NPKE.dtype.element_ty), mask=new_mask
             )
             # It is read below, by other threads.
             tl.debug_barrier()
