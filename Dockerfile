@@ -38,7 +38,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev p
     && rm -rf /var/lib/apt/lists/*
 # On the volume, so that a new container finds what an earlier one compiled; before that it looks
 # for what the image brings.
-ENV TRITON_CACHE_DIR=/data/triton
+ENV TRITON_CACHE_DIR=/data/triton HUMMING_CACHE_DIR=/data/humming HUMMING_TMP_DIR=/tmp/humming
 RUN uv pip install --no-cache 'torch>=2.11'
 COPY --from=build /wheels /wheels
 RUN uv pip install --no-cache "$(echo /wheels/*.whl)[cuda,trace]" && rm -rf /wheels

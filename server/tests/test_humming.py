@@ -12,12 +12,13 @@ import torch
 pytest.importorskip("triton")
 
 from coded_weights import coded, numbers_of, rows_of
-from device_here import DEVICE
+from device_here import DEVICE, device_gpu
 
 from conftest import CUDA
 from headrace.device import open_device
 from headrace.device.absent import AbsentDevice
 from headrace.ops.base import No, OpSpec, Yes
+from headrace.ops.quant_matmul import humming
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
 from headrace.ops.quant_matmul.humming import (
     ROW_ENDS,
@@ -27,6 +28,7 @@ from headrace.ops.quant_matmul.humming import (
     refusal,
     zero_point,
 )
+from headrace.ops.quant_matmul.triton import TritonCodedMatmul
 
 SPEC = OpSpec(
     heads=8,
@@ -138,3 +140,32 @@ def test_zero_points_are_eight_a_word_down_the_outputs() -> None:
         stored = (unsigned[output // 8] >> 4 * (output % 8)) & 15
         assert torch.equal(stored.float(), weight.zeros_YG[output])
     assert zero_point(symmetric(weight)) is None
+
+
+class Broken:
+    """A library that cannot compile."""
+
+    def dtype(self, name: str) -> str:
+        return name
+
+    def schema(self, **fields: object) -> object:
+        raise RuntimeError("Could not locate the NVRTC library in CUDA path\nmore")
+
+
+def test_what_the_library_cannot_compile_goes_to_our_kernels_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(humming, "Library", Broken)
+    ours = TritonCodedMatmul(device_gpu(), torch.float16)
+    matmul = HummingCodedMatmul(torch.float16, (9, 0), ours)
+    weight, x_TI = coded("int4", 64, 256, 128), rows_of(3, 256, torch.float16)
+    for _ in range(2):
+        packed = matmul.pack(here(weight))
+        y_TY = matmul.apply(x_TI.to(DEVICE), packed, None)
+        expected_TY = x_TI.double() @ numbers_of(weight).T
+        bound = 4e-3 * float(expected_TY.abs().max())
+        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+    assert [record.getMessage() for record in caplog.records] == [
+        "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
+        "RuntimeError: Could not locate the NVRTC library in CUDA path"
+    ]

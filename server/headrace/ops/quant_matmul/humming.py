@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from headrace.ops.triton import PDL_CAPABILITY, gpu, why_not
 if TYPE_CHECKING:
     from headrace.device.base import Device
     from headrace.ops.quant_matmul.triton import TritonCodedMatmul
+
+log = logging.getLogger(__name__)
 
 _MODULE = "humming"
 _DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -111,13 +114,26 @@ class HummingCodedMatmul:
         self._library = Library()
         self._locks: Tensor | None = None
         self._tunings: dict[str, str] = {}
+        self._failed: set[tuple[Kind, int, int]] = set()
 
     def pack(self, weight: CodedWeight) -> Any:
         if self._others.takes_rows8_of(weight) or refusal(weight) is not None:
             return self._others.pack(weight)
         if self._locks is None:
             self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=weight.codes.device)
-        return self._hum(weight)
+        shape = (weight.kind, weight.outputs, weight.columns)
+        if shape not in self._failed:
+            try:
+                return self._hum(weight)
+            except (AssertionError, OSError, RuntimeError, ValueError) as error:
+                # No headers to compile with, or a shape that the library has no rule for.
+                log.warning(
+                    "%s products of %d outputs and %d inputs go to our own kernels: %s: %s",
+                    *(weight.kind.value, weight.outputs, weight.columns),
+                    *(type(error).__name__, (str(error).splitlines() or ["no reason given"])[0]),
+                )
+                self._failed.add(shape)
+        return self._others.pack(weight)
 
     def takes_rows8(self, packed: Any) -> bool:
         return not isinstance(packed, Hummed) and self._others.takes_rows8(packed)
