@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from device_here import DEVICE
 from torch import Tensor
 
 from headrace.ops.quant_matmul import CodedWeight, Kind
@@ -55,3 +58,15 @@ def rows_of(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """Rows that are further apart than they are long."""
     random = torch.Generator().manual_seed(3)
     return torch.randn(rows, inputs + 3, generator=random).to(dtype)[:, :inputs]
+
+
+def here(weight: CodedWeight) -> CodedWeight:
+    """The weight on the device that tests of kernels run on."""
+    zeros, values = weight.zeros_YG, weight.values
+    return replace(
+        weight,
+        codes=weight.codes.to(DEVICE),
+        scales_YG=weight.scales_YG.to(DEVICE),
+        zeros_YG=None if zeros is None else zeros.to(DEVICE),
+        values=None if values is None else values.to(DEVICE),
+    )

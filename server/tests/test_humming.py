@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from coded_weights import coded, numbers_of, rows_of
+from coded_weights import coded, here, numbers_of, rows_of
 from device_here import DEVICE, device_gpu
 
 from conftest import CUDA
@@ -38,17 +38,6 @@ SPEC = OpSpec(
     norm_eps=1e-5,
     coded=frozenset({Kind.INT4.value}),
 )
-
-
-def here(weight: CodedWeight) -> CodedWeight:
-    zeros, values = weight.zeros_YG, weight.values
-    return replace(
-        weight,
-        codes=weight.codes.to(DEVICE),
-        scales_YG=weight.scales_YG.to(DEVICE),
-        zeros_YG=None if zeros is None else zeros.to(DEVICE),
-        values=None if values is None else values.to(DEVICE),
-    )
 
 
 def symmetric(weight: CodedWeight) -> CodedWeight:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from coded_weights import CODES, coded, numbers_of, rows_of
+from coded_weights import CODES, coded, here, numbers_of, rows_of
 from device_here import DEVICE, device_gpu
 
 from conftest import CUDA
@@ -28,18 +28,6 @@ from headrace.ops.triton import FP8_CAPABILITY
 # Relative to the largest value: weights are rounded to the dtype (the interpreter rounds bfloat16
 # down), and so is the result.
 TOLERANCE = {torch.bfloat16: 2.5e-2, torch.float16: 4e-3, torch.float32: 1e-5}
-
-
-def here(weight: CodedWeight) -> CodedWeight:
-    """The weight on the device."""
-    zeros, values = weight.zeros_YG, weight.values
-    return replace(
-        weight,
-        codes=weight.codes.to(DEVICE),
-        scales_YG=weight.scales_YG.to(DEVICE),
-        zeros_YG=None if zeros is None else zeros.to(DEVICE),
-        values=None if values is None else values.to(DEVICE),
-    )
 
 
 def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
