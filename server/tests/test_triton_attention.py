@@ -183,7 +183,7 @@ def check(
     mine = case.fresh() if fresh else None
     expected = expect(case, window, softcap)
     for _ in range(2):  # What counts arrivals must be ready for the next layer.
-        actual = made.attend(case.q_THE, *case.caches, plan, window, mine, softcap)
+        actual = made.attend(case.q_THE, *case.caches, plan, window, mine, softcap=softcap)
         compare(actual, expected, dtype)
     assert torch.equal(case.q_THE, before), "queries must be left alone"
 
