@@ -11,7 +11,7 @@ step "The default model"
 step "Rust: unit tests, scenarios, properties, seeded mutations"
 cargo test --release --locked --workspace --quiet
 step "Python: operations, models, executor, invariance"
-.venv/bin/python -m pytest server/tests -rs -m "not gpu and not clients" "$@"
+.venv/bin/python -m pytest server/tests -n 2 --dist loadfile -rs -m "not gpu and not clients" "$@"
 step "The whole server"
 .venv/bin/python -m pytest integration-tests -rs -m "not gpu and not clients" "$@"
 step "test: everything passed"
