@@ -1,5 +1,6 @@
-//! What must stand in no log: the API key and the tokens of hubs, wherever a child, a library or
-//! an error brings them up. Everything that the launcher writes passes here.
+//! What must stand in no log: the API key, the tokens of hubs and what a collector's headers say,
+//! wherever a child, a library or an error brings them up. Everything that the launcher writes
+//! passes here.
 
 use std::borrow::Cow;
 use std::env;
@@ -23,7 +24,11 @@ impl Secrets {
         let variables = SECRET_VARIABLES
             .iter()
             .filter_map(|name| env::var(name).ok());
-        Self::new(variables.chain(typed.http.api_key.clone()))
+        // What a collector is told beside the spans is most often a key of its owner's.
+        let headers = typed.traces.otlp_headers.as_deref().unwrap_or_default();
+        let values = headers.split(',').filter_map(|pair| pair.split_once('='));
+        let values = values.map(|(_, value)| value.trim().to_owned());
+        Self::new(variables.chain(typed.http.api_key.clone()).chain(values))
     }
 
     fn new(texts: impl Iterator<Item = String>) -> Self {
@@ -75,6 +80,10 @@ fn find(text: &[u8], part: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use headrace_config::Typed;
+
     use super::Secrets;
 
     fn hidden(secrets: &[&str], text: &str) -> String {
@@ -96,6 +105,18 @@ mod tests {
         ] {
             assert_eq!(hidden(&secrets, text), expected);
         }
+    }
+
+    #[test]
+    fn what_a_collector_is_told_is_one() {
+        let words = [
+            "headrace",
+            "--otlp-headers",
+            "authorization=Bearer sesame, team=blue",
+        ];
+        let typed = Typed::parse(words.map(OsString::from), &|_| None).expect("flags are right");
+        let shown = Secrets::of(&typed).hide(b"sent Bearer sesame for team=blue");
+        assert_eq!(shown, b"sent [redacted] for team=blue".as_slice());
     }
 
     #[test]

@@ -159,6 +159,8 @@ class SpanTracer:
         self._thread.start()
 
     def step(self, plan: Plan, begin_ns: int, end_ns: int) -> None:
+        if not plan.trace_context:
+            return  # Waking the thread would cost what nobody asked for.
         try:
             self._steps.put_nowait((plan, begin_ns, end_ns))
         except queue.Full:

@@ -115,6 +115,17 @@ def test_the_thread_tells_what_is_open_when_it_stops():
     assert sink.spans[1].begin_ns - sink.spans[0].begin_ns == 10
 
 
+def test_a_plan_that_nobody_traces_wakes_no_thread(monkeypatch: pytest.MonkeyPatch):
+    woken: list[Any] = []
+    tracer = SpanTracer(0, Caught(), idle_s=60.0)
+    monkeypatch.setattr(tracer._steps, "put_nowait", woken.append)
+    tracer.step(first_plan(), 0, 1)
+    assert not woken
+    tracer.step(traced(1, [(0, 11)]), 0, 1)
+    assert len(woken) == 1
+    tracer.stop()
+
+
 def test_a_step_that_finds_the_queue_full_is_dropped_and_warned_of_once(
     caplog: pytest.LogCaptureFixture,
 ):
