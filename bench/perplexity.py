@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from headrace.comm import SingleComm
 from headrace.device.cpu import CpuDevice
 from headrace.models import load_model, read_scheme, read_spec
 from headrace.ops import select
+from headrace.ops.quant_matmul import Kind
+from headrace.ops.quant_matmul.reference import ReferenceRows8Matmul
 from headrace.testing.paged import PagedRunner, PagedSequence
 
 
@@ -34,6 +36,7 @@ class Case:
 
     folder: Path
     quantize: str = ""
+    rows8: bool = False  # whether activations have eight bits, too
 
 
 @torch.inference_mode()
@@ -45,6 +48,9 @@ def nats(case: Case, windows: list[list[int]], dtype: torch.dtype | None) -> tup
     scheme = read_scheme(case.folder, case.quantize)
     dtype = dtype or device.default_dtype(spec.checkpoint_dtype).dtype
     ops = select(spec.op_spec(dtype, 1, scheme), device)
+    if case.rows8:
+        coded = {**ops.coded_matmul, Kind.FP8: ReferenceRows8Matmul(dtype)}
+        ops = replace(ops, coded_matmul=coded)
     model = load_model(
         case.folder,
         device=device,
@@ -63,7 +69,7 @@ def nats(case: Case, windows: list[list[int]], dtype: torch.dtype | None) -> tup
         targets_T = torch.tensor(window[1:])
         loss = torch.nn.functional.cross_entropy(logits_TV[:-1], targets_T, reduction="sum")
         total, count = total + float(loss), count + len(window) - 1
-    return scheme.name, total / count
+    return scheme.name + ", activations of 8 bits" * case.rows8, total / count
 
 
 def main() -> None:
@@ -75,6 +81,9 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--checkpoint", type=Path, nargs="*", default=[])
     parser.add_argument("--quantize", nargs="*", default=[])
+    parser.add_argument(
+        "--rows8", action="store_true", help="fp8 once more, its activations rounded as on GPUs"
+    )
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations")
     arguments = parser.parse_args()
@@ -85,6 +94,7 @@ def main() -> None:
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     cases = [Case(arguments.model)]
     cases += [Case(arguments.model, name) for name in arguments.quantize]
+    cases += [Case(arguments.model, "fp8", rows8=True)] * arguments.rows8
     cases += [Case(folder) for folder in arguments.checkpoint]
     print(f"{len(ids)} tokens, windows of {arguments.window}\n")
     print("| weights | perplexity | against the first |\n|---|---|---|")

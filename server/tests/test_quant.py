@@ -16,11 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headrace import native, quant
+from headrace.comm import SingleComm
+from headrace.device.cpu import CpuDevice
 from headrace.errors import CheckpointError, ConfigError
 from headrace.layers.linear import Linear
-from headrace.models import Decoder, read_scheme
+from headrace.models import Decoder, load_model, read_scheme
+from headrace.ops.quant_matmul import Kind
+from headrace.ops.quant_matmul.reference import ReferenceRows8Matmul
+from headrace.ops.rows8 import Rows8
+from headrace.ops.rows8.reference import quantize_rows
 from headrace.quant.detect import ON_LOAD
 from headrace.testing.oracle import Oracle
+from headrace.testing.paged import PagedRunner, PagedSequence
 from headrace.testing.quantized import FORMATS, TINY, write
 from headrace.testing.threads import ThreadComm, run_ranks
 from headrace.testing.tiny import Tiny
@@ -291,6 +298,40 @@ def test_what_is_quantized_on_load_writes_the_references_tokens(tmp_path: Path, 
     folder = Tiny().write(tmp_path)
     slow = runner(folder, reference=True, quantize=asked).greedy(PROMPTS, TOKENS)
     assert runner(folder, quantize=asked).greedy(PROMPTS, TOKENS) == slow
+
+
+def test_rows_of_eight_bits_are_made_before_every_layer_that_takes_them(tmp_path: Path) -> None:
+    """By norms, activation and behind attention alike, as if each layer had rounded its inputs."""
+    folder = Tiny().write(tmp_path)
+    model, ops = load(folder, reference=True, quantize="fp8")
+    coded = {**ops.coded_matmul, Kind.FP8: ReferenceRows8Matmul(torch.float32)}
+    ops = replace(ops, coded_matmul=coded)
+    device = CpuDevice(threads=1)
+    made = load_model(
+        folder,
+        device=device,
+        dtype=torch.float32,
+        comm=SingleComm(),
+        ops=ops,
+        load_format="auto",
+        quantize="fp8",
+    )
+    taken: list[bool] = []
+    for layer in made.modules():
+        if isinstance(layer, Linear) and layer.takes_rows8:
+            layer.register_forward_pre_hook(lambda _, x: taken.append(isinstance(x[0], Rows8)))
+    for layer in model.modules():
+        if isinstance(layer, Linear) and layer is not model.head:
+            layer.register_forward_pre_hook(lambda _, x: quantize_rows(x[0]).widened())
+    logits = [
+        PagedRunner(of, ops, dtype=torch.float32, blocks=8).step(
+            [(PagedSequence(), PROMPT)], every=True
+        )
+        for of in (model, made)
+    ]
+    assert torch.equal(*logits)
+    # Of a layer's four products, only what attention returns is rounded by the product itself.
+    assert taken == [True, False, True, True] * len(made.blocks)
 
 
 @pytest.mark.parametrize("name", ["gptq", "gptq-ordered", "w8a8", "fp8-block"])
