@@ -3,6 +3,7 @@
 
     bench/random_checkpoint.py llama-3.1-8b OUT_DIR            16 GB, half a minute
     bench/random_checkpoint.py llama-3-70b OUT_DIR --no-weights  for --load-format dummy
+    bench/random_checkpoint.py llama-3-70b OUT_DIR --no-weights --gptq   of four bits, for the same
     bench/random_checkpoint.py llama-3.1-8b OUT_DIR --layers 2
 
 The folder is in the Hub's layout: config.json, safetensors in shards with their index, and a
@@ -64,6 +65,7 @@ SMOLLM2_135M = LLAMA_8B | {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA_8B,
     "llama-3-70b": LLAMA_8B
@@ -297,12 +299,17 @@ def main() -> int:
     add("--layers", type=int, help="another number of layers")
     add("--dtype", choices=sorted(DTYPES), default="bfloat16")
     add("--no-weights", action="store_true", help="only configuration and tokenizer")
+    add("--gptq", action="store_true", help="four bits in groups of 128, with --no-weights")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=min(8, os.cpu_count() or 1), help="shards at one time")
     args = parser.parse_args()
+    if args.gptq and not args.no_weights:
+        parser.error("--gptq needs --no-weights: no weights are quantized here")
     config = SHAPES[args.shape] | {"torch_dtype": args.dtype, "use_cache": True}
     if args.layers:
         config["num_hidden_layers"] = args.layers
+    if args.gptq:
+        config["quantization_config"] = GPTQ
     started = time.perf_counter()
     args.folder.mkdir(parents=True, exist_ok=True)
     write_texts(args.folder, config)

@@ -89,21 +89,22 @@ def symmetric(weight: CodedWeight) -> CodedWeight:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("same", [False, True], ids=["zeros", "symmetric"])
+@pytest.mark.parametrize("codes", ["zeros", "symmetric", "nf4"])
 @pytest.mark.parametrize(
-    ("outputs", "inputs", "group"), [(64, 256, 128), (70, 384, 128), (130, 256, 256)]
+    ("outputs", "inputs", "group"), [(64, 256, 128), (70, 384, 128), (130, 256, 256), (70, 256, 64)]
 )
 def test_groups_of_four_bits_are_multiplied_tile_by_tile(
-    outputs: int, inputs: int, group: int, same: bool, dtype: torch.dtype
+    outputs: int, inputs: int, group: int, codes: str, dtype: torch.dtype
 ) -> None:
     if dtype == torch.bfloat16 and not CUDA:
         pytest.skip("the interpreter multiplies the bits of bfloat16 matrices, not their values")
-    weight = coded("int4", outputs, inputs, group)
-    weight = symmetric(weight) if same else weight
+    weight = coded("nf4" if codes == "nf4" else "int4", outputs, inputs, group)
+    weight = symmetric(weight) if codes == "symmetric" else weight
     assert groups.refusal(weight, dtype) is None
     gpu, scratch = device_gpu(), Scratch(DEVICE)
     packed = groups.pack(here(weight), dtype, scratch)
-    assert (packed.less_GN is None) == same and (packed.scales_GN.dtype == torch.float16) == same
+    assert (packed.less_GN is None) == (codes != "zeros")
+    assert (packed.scales_GN.dtype == torch.float16) == (codes == "symmetric")
     for rows in (1, 16, 17, ROWS_MAX, ROWS_MAX + 1):
         x_TI, bias_Y = rows_of(rows, inputs, dtype), torch.randn(outputs).to(dtype)
         expected_TY = x_TI.double() @ numbers_of(weight).T + bias_Y.double()

@@ -1,11 +1,14 @@
-"""Products of few rows with integers of four bits in groups of inputs, at the speed of reading.
+"""Products of few rows with codes of four bits in groups of inputs, at the speed of reading.
 
-The tensor cores multiply 16-bit numbers. Two bit operations make one of a code: a byte 0x43 above
-it is 128 + code in bfloat16, 0x64 is 1024 + code in float16; subtracting 128 or 1024 and the zero
-point at once is exact. A group's sums are scaled, not its weights.
+The tensor cores multiply 16-bit numbers. Two bit operations make one of an integer: a byte 0x43
+above it is 128 + code in bfloat16, 0x64 is 1024 + code in float16; subtracting 128 or 1024 and the
+zero point at once is exact. Of a code that stands for one of 16 values, the bytes are picked from
+registers that hold all 16: an instruction picks four of eight, and the codes are its selector. A
+group's sums are scaled, not its weights.
 
 Codes are stored tile by tile: 64 outputs by 128 inputs are 4096 bytes in a row, of which byte b of
-an output holds inputs b and b + 64, so that both halves multiply neighbouring inputs.
+an output holds inputs b and b + 64, so that both halves multiply neighbouring inputs. In groups of
+64 each half is one.
 """
 
 # M rows · N outputs · K inputs · G groups of inputs
@@ -52,6 +55,72 @@ _WIDEN_FP16 = tl.constexpr(_WIDEN.format(base="0x64646464", kind="f16x2"))
 # What a byte above a code adds to it, by the dtype that both make.
 BASES = {torch.bfloat16: 128, torch.float16: 1024}
 
+# Four bytes of two codes each become four values of the lower halves and four of the upper ones.
+# Bytes 0 and 1 hold a selector of four codes, in the order lower, upper, lower, upper; bytes 2 and
+# 3 another. Words of values come as often as bytes are packed: of each four one is used.
+_PICK = """{
+    .reg .b32 code, upper, ends, few, many, is_many, lows, highs, lows_2, highs_2;
+    mov.b32 ends, 0x0000ff00;
+    and.b32 code, $4, 0x77777777;
+    shr.u32 upper, $4, 3;
+    and.b32 upper, upper, 0x11111111;
+    prmt.b32 is_many, ends, ends, upper;
+    prmt.b32 few, $5, $9, code;
+    prmt.b32 many, $13, $17, code;
+    lop3.b32 lows, few, many, is_many, 0xd8;
+    prmt.b32 few, $21, $25, code;
+    prmt.b32 many, $29, $33, code;
+    lop3.b32 highs, few, many, is_many, 0xd8;
+    shr.u32 code, code, 16;
+    shr.u32 upper, upper, 16;
+    prmt.b32 is_many, ends, ends, upper;
+    prmt.b32 few, $5, $9, code;
+    prmt.b32 many, $13, $17, code;
+    lop3.b32 lows_2, few, many, is_many, 0xd8;
+    prmt.b32 few, $21, $25, code;
+    prmt.b32 many, $29, $33, code;
+    lop3.b32 highs_2, few, many, is_many, 0xd8;
+    prmt.b32 $0, lows, highs, 0x6240;
+    prmt.b32 $1, lows_2, highs_2, 0x6240;
+    prmt.b32 $2, lows, highs, 0x7351;
+    prmt.b32 $3, lows_2, highs_2, 0x7351;
+    }"""
+_PICK_ASM = tl.constexpr(_PICK)
+_PICK_OPERANDS = tl.constexpr(",".join(["=r"] * 4 + ["r"] * (1 + 4 * 8)))
+
+
+@triton.jit
+def _picked(packed, table, DTYPE: tl.constexpr, ASM: tl.constexpr):
+    """The values that the lower and the upper halves stand for.
+
+    Args:
+        packed: uint8, any shape.
+        table: float32 [16]; with ASM int32 [8], of `words`.
+    """
+    if ASM:
+        w0, _ = tl.broadcast(tl.load(table), packed)
+        w1, _ = tl.broadcast(tl.load(table + 1), packed)
+        w2, _ = tl.broadcast(tl.load(table + 2), packed)
+        w3, _ = tl.broadcast(tl.load(table + 3), packed)
+        w4, _ = tl.broadcast(tl.load(table + 4), packed)
+        w5, _ = tl.broadcast(tl.load(table + 5), packed)
+        w6, _ = tl.broadcast(tl.load(table + 6), packed)
+        w7, _ = tl.broadcast(tl.load(table + 7), packed)
+        bits_low, bits_high = tl.inline_asm_elementwise(
+            _PICK_ASM,  # pyright: ignore[reportArgumentType]
+            _PICK_OPERANDS,  # pyright: ignore[reportArgumentType]
+            [packed, w0, w1, w2, w3, w4, w5, w6, w7],
+            dtype=(tl.int16, tl.int16),
+            is_pure=True,
+            pack=4,
+        )
+        low = bits_low.to(DTYPE, bitcast=True)
+        high = bits_high.to(DTYPE, bitcast=True)
+    else:
+        low = tl.load(table + (packed & 15).to(tl.int32)).to(DTYPE)
+        high = tl.load(table + (packed >> 4).to(tl.int32)).to(DTYPE)
+    return low, high
+
 
 @triton.jit
 def _widened(packed, less, ASM: tl.constexpr):
@@ -87,12 +156,50 @@ def _widened(packed, less, ASM: tl.constexpr):
     return low, high
 
 
+@triton.jit
+def _numbers(
+    packed,
+    scales,
+    less,
+    table,
+    of_group,
+    columns,
+    DTYPE: tl.constexpr,
+    LESS: tl.constexpr,
+    HALVED: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """Of a tile: its numbers without their scales, lower and upper half, and the scales of both.
+
+    Args:
+        of_group: where the scales of the tile's (first) group are, [BN].
+        columns: from a group's scales to the next one's.
+    """
+    low_scale = tl.load(scales + of_group).to(tl.float32)
+    high_scale = low_scale
+    if HALVED:
+        high_scale = tl.load(scales + of_group + columns).to(tl.float32)
+    if table is not None:
+        low, high = _picked(packed, table, DTYPE, ASM)
+    elif less is None:
+        minus, _ = tl.broadcast(tl.full([BN, 1], LESS, DTYPE), packed)
+        low, high = _widened(packed, minus, ASM)
+    else:
+        minus, _ = tl.broadcast(tl.load(less + of_group)[:, None], packed)
+        low, high = _widened(packed, minus, ASM)
+        if HALVED:
+            minus, _ = tl.broadcast(tl.load(less + of_group + columns)[:, None], packed)
+            _, high = _widened(packed, minus, ASM)
+    return low, high, low_scale, high_scale
+
+
 @triton.jit(do_not_specialize=["M", "asked_tiles"])
 def groups4(
     x,
     codes,
     scales,
     less,
+    table,
     bias,
     y,
     parts,
@@ -110,6 +217,7 @@ def groups4(
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
     LATE: tl.constexpr,
+    HALVED: tl.constexpr,
     ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -119,7 +227,8 @@ def groups4(
         codes: uint8, tile by tile, whole tiles.
         scales: float32 or float16 [G, N rounded up to tiles].
         less: of the dtype of x, the same shape: zero points and base; None: LESS for all groups.
-        K: a multiple of 128, as is `group`.
+        table: of codes that stand for values; see `_picked`. Nothing is subtracted from those.
+        K: a multiple of 128, as is `group`; with HALVED that is 64.
         parts, arrived, SPLIT, SWAP, LATE: as of `skinny.tiles`.
         asked_tiles: tiles that a program asks for before it waits for x, if PREFETCH.
     """
@@ -148,23 +257,25 @@ def groups4(
     for i in tl.range(first, last, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         packed = tl.load(codes + (i - first) * TILE_BYTES + at, eviction_policy="evict_first")
         of_group = i * BK // group * columns + n0 + n
-        scale = tl.load(scales + of_group).to(tl.float32)
-        if less is not None:
-            minus = tl.load(less + of_group)
-        else:
-            minus = tl.full([BN], LESS, x.dtype.element_ty)
-        minus, _ = tl.broadcast(minus[:, None], packed)
-        low, high = _widened(packed, minus, ASM)
+        low, high, low_scale, high_scale = _numbers(
+            packed, scales, less, table, of_group, columns, x.dtype.element_ty, LESS, HALVED, ASM
+        )
         x_low = tl.load(x_at + i * BK, (m < M)[:, None], 0.0)
         x_high = tl.load(x_at + i * BK + HALF, (m < M)[:, None], 0.0)
         if SWAP:
             sums = tl.dot(low, tl.trans(x_low))
-            sums = tl.dot(high, tl.trans(x_high), sums)
-            acc += sums * scale[:, None]
+            if HALVED:
+                acc += sums * low_scale[:, None]
+                acc += tl.dot(high, tl.trans(x_high)) * high_scale[:, None]
+            else:
+                acc += tl.dot(high, tl.trans(x_high), sums) * low_scale[:, None]
         else:
             sums = tl.dot(x_low, tl.trans(low))
-            sums = tl.dot(x_high, tl.trans(high), sums)
-            acc += sums * scale[None, :]
+            if HALVED:
+                acc += sums * low_scale[None, :]
+                acc += tl.dot(x_high, tl.trans(high)) * high_scale[None, :]
+            else:
+                acc += tl.dot(x_high, tl.trans(high), sums) * low_scale[None, :]
     if PDL and LATE:
         gdc_launch_dependents()
     sum_and_store(acc, bias, y, parts, arrived, tile, part, n0, M, N, MB, BN, SPLIT, SWAP)
@@ -175,11 +286,13 @@ def widen4(
     codes,
     scales,
     less,
+    table,
     w,
     N,
     K,
     group,
     LESS: tl.constexpr,
+    HALVED: tl.constexpr,
     ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -193,18 +306,15 @@ def widen4(
         gdc_wait()
     codes += (tile * (K // BK) + i).to(tl.int64) * TILE_BYTES
     packed = tl.load(codes + n[:, None] * HALF + b[None, :])
-    of_group = i * BK // group * (tl.cdiv(N, BN) * BN) + tile * BN + n
-    scale = tl.load(scales + of_group).to(tl.float32)[:, None]
-    if less is not None:
-        minus = tl.load(less + of_group)
-    else:
-        minus = tl.full([BN], LESS, w.dtype.element_ty)
-    minus, _ = tl.broadcast(minus[:, None], packed)
-    low, high = _widened(packed, minus, ASM)
+    columns = tl.cdiv(N, BN) * BN
+    of_group = i * BK // group * columns + tile * BN + n
+    low, high, low_scale, high_scale = _numbers(
+        packed, scales, less, table, of_group, columns, w.dtype.element_ty, LESS, HALVED, ASM
+    )
     row = (tile * BN + n).to(tl.int64)[:, None]
     w += row * K + i * BK + b[None, :]
-    tl.store(w, (low.to(tl.float32) * scale).to(w.dtype.element_ty), row < N)
-    tl.store(w + HALF, (high.to(tl.float32) * scale).to(w.dtype.element_ty), row < N)
+    tl.store(w, (low.to(tl.float32) * low_scale[:, None]).to(w.dtype.element_ty), row < N)
+    tl.store(w + HALF, (high.to(tl.float32) * high_scale[:, None]).to(w.dtype.element_ty), row < N)
 
 
 def tiled(codes: Tensor) -> Tensor:
@@ -229,6 +339,8 @@ class Groups:
         codes: of `tiled`.
         scales_GN: float16 where that is exact, else float32; N rounded up to whole tiles.
         less_GN: zero points and base, in the activations' dtype; None where all are `less`.
+        values: float32 [16], of codes that stand for those; None of integers.
+        words: the same as `_picked` wants them, int32 [8].
     """
 
     codes: Tensor
@@ -240,18 +352,27 @@ class Groups:
     inputs: int
     dtype: torch.dtype
     settings: tuple[Setting, ...]
+    values: Tensor | None = None
+    words: Tensor | None = None
+
+    def table(self, asm: bool) -> Tensor | None:
+        """Returns what the kernels are given of the values."""
+        return self.words if asm else self.values
 
 
 def refusal(weight: CodedWeight, dtype: torch.dtype) -> str | None:
     """Why a weight is not read so, or None."""
     if dtype not in BASES:
         return f"activations are {dtype}"
-    if weight.kind != Kind.INT4 or weight.values is not None:
-        return "codes are no integers of four bits"
+    if weight.kind != Kind.INT4:
+        return "codes have eight bits"
     if weight.columns % TILE_K != 0:
         return f"{weight.columns} inputs are no multiple of {TILE_K}"
-    if weight.scales_YG.shape[1] > 1 and weight.group % TILE_K != 0:
-        return f"groups of {weight.group} inputs are no multiples of {TILE_K}"
+    halved = weight.group == TILE_K // 2
+    if weight.scales_YG.shape[1] > 1 and weight.group % TILE_K != 0 and not halved:
+        return (
+            f"groups of {weight.group} inputs are neither {TILE_K // 2} nor multiples of {TILE_K}"
+        )
     return None
 
 
@@ -278,20 +399,29 @@ def pack(weight: CodedWeight, dtype: torch.dtype, scratch: Scratch) -> Groups:
         inputs=weight.columns,
         dtype=dtype,
         settings=settings,
+        values=weight.values,
+        words=None if weight.values is None else words(weight.values, dtype),
     )
+
+
+def words(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns 16 values in a dtype of two bytes, the lower bytes before the upper: int32 [8]."""
+    return values.to(dtype).view(torch.uint8).view(16, 2).T.contiguous().view(torch.int32).flatten()
 
 
 def widen(weight: Groups, gpu: Gpu) -> Tensor:
     """Returns weight_NK, new."""
     tiles_n, tiles_k = weight.codes.shape[:2]
     weight_NK = weight.codes.new_empty((weight.outputs, weight.inputs), dtype=weight.dtype)
+    asm = gpu.capability >= PDL_CAPABILITY
     gpu.run(
         widen4,
         (tiles_k, tiles_n),
-        *(weight.codes, weight.scales_GN, weight.less_GN, weight_NK),
+        *(weight.codes, weight.scales_GN, weight.less_GN, weight.table(asm), weight_NK),
         *(weight.outputs, weight.inputs, weight.group),
         LESS=weight.less,
-        ASM=gpu.capability >= PDL_CAPABILITY,
+        HALVED=weight.group < TILE_K,
+        ASM=asm,
         warps=4,
     )
     return weight_NK
@@ -349,10 +479,11 @@ def product(
     assert (setting.block_n, setting.block_k) == (TILE_N, TILE_K), "tiles are stored"
     assert setting.rows >= M, "a setting is chosen by the number of rows"
     y_MN = torch.empty((M, N), dtype=x_MK.dtype, device=x_MK.device)
+    asm = gpu.capability >= PDL_CAPABILITY
     gpu.run(
         groups4,
         (weight.codes.shape[0] * setting.split,),
-        *(x_MK, weight.codes, weight.scales_GN, weight.less_GN, bias_N, y_MN),
+        *(x_MK, weight.codes, weight.scales_GN, weight.less_GN, weight.table(asm), bias_N, y_MN),
         *(scratch.parts, scratch.arrived, M, N, weight.inputs, weight.group),
         *(x_MK.stride(0), setting.prefetch * 1024 // TILE_BYTES.value),
         LESS=weight.less,
@@ -362,7 +493,8 @@ def product(
         STAGES=setting.stages,
         PREFETCH=setting.prefetch > 0 and gpu.pdl,
         LATE=setting.late,
-        ASM=gpu.capability >= PDL_CAPABILITY,
+        HALVED=weight.group < TILE_K,
+        ASM=asm,
         warps=setting.warps,
     )
     return y_MN
