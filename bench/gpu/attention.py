@@ -1,6 +1,7 @@
 """Attention of one layer: in a chain of layers, alone beside FlashAttention-3, and of prompts.
 
     PYTHONPATH=server python3 bench/gpu/attention.py [--only chain alone prefill] [--quick]
+    ... --only alone --kv fp8_e4m3fn --batches "64 x 576" "32 x 8k"     codes of eight bits
 
 Chain: what attention adds, in a graph, to the products before and after it; as two launches (the
 rotation and the write to the cache, then attention) and as one, by setting. What both write to the
@@ -61,6 +62,7 @@ BATCHES = {
     "256 x 576": [576] * 256,
     "64 x 2k": [2048] * 64,
     "8 x 8k": [8192] * 8,
+    "32 x 8k": [8192] * 32,
     "16 x 32k": [32768] * 16,
     "63 x 500 + 32k": [500] * 63 + [32768],
 }
@@ -73,6 +75,17 @@ CONFIGS = [
     DecodeConfig(tile=32, warps=2, stages=3, programs=6),
     DecodeConfig(tile=128, warps=4, stages=3, programs=3),
 ]
+# Of caches of eight bits: a tile of as many bytes has twice the positions.
+CODE_CONFIGS = [
+    CONFIGS[0],
+    DecodeConfig(tile=64, warps=2, stages=5, programs=4),
+    DecodeConfig(tile=64, warps=4, stages=3, programs=4),
+    DecodeConfig(tile=128, warps=2, stages=3, programs=4),
+    DecodeConfig(tile=128, warps=4, stages=3, programs=4),
+    DecodeConfig(tile=128, warps=4, stages=3, programs=3),
+    DecodeConfig(tile=128, warps=8, stages=3, programs=2),
+]
+KV_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 WIDTH = 4096
 CHAINED = ("1 x 576", "8 x 576", "32 x 576", "64 x 576", "128 x 576", "256 x 576", "8 x 8k")
 CHAIN_LAYERS = 4  # Weights of 84 MB a layer put everything else out of the cache.
@@ -106,9 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=("chain", "alone", "prefill"))
     parser.add_argument("--quick", action="store_true", help="the default setting only")
+    parser.add_argument("--kv", choices=KV_DTYPES, help="codes that caches keep, with alone")
+    parser.add_argument("--batches", nargs="+", choices=BATCHES, default=BATCHES, metavar="NAME")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     parts = arguments.only or ["chain", "alone", "prefill"]
+    kv_dtype = KV_DTYPES.get(arguments.kv, DTYPE)
+    if arguments.kv is not None and parts != ["alone"]:
+        parser.error("--kv is measured with --only alone")
     torch.manual_seed(0)
     gpu = gpu_at(torch.device("cuda", 0))
     results: dict[str, dict[str, str]] = {}
@@ -117,14 +135,15 @@ def main() -> None:
     refusal = fa3.why_not(OpSpec(HEADS, KV_HEADS, HEAD_DIM, DTYPE, 1e-5), gpu.capability)
     if refusal is not None:
         print("no FlashAttention-3:", refusal)
-    configs = (CONFIGS[:1] if arguments.quick else CONFIGS) if "alone" in parts else []
+    alone = CONFIGS if arguments.kv is None else CODE_CONFIGS
+    configs = (alone[:1] if arguments.quick else alone) if "alone" in parts else []
     prefills = (PREFILLS[:1] if arguments.quick else PREFILLS) if "prefill" in parts else []
     decodes = {config: make_decode(gpu, config) for config in configs}
-    flash = fa3.Fa3Prefill(HEAD_DIM) if refusal is None else None
-    compile_all(gpu, decodes, prefills)
+    flash = fa3.Fa3Prefill(HEAD_DIM) if refusal is None and arguments.kv is None else None
+    compile_all(gpu, decodes, prefills, kv_dtype)
     table: dict[str, dict[str, str]] = {}
     if decodes:
-        table |= {name: decode_row(name, decodes, flash) for name in BATCHES}
+        table |= {name: decode_row(name, decodes, flash, kv_dtype) for name in arguments.batches}
     if prefills:
         table |= {f"prefill {n}": prefill_row(n, gpu, prefills, flash) for n in PROMPTS}
     if table:
@@ -279,10 +298,13 @@ def make_decode(gpu: Gpu, config: DecodeConfig) -> TritonDecode:
 
 
 def compile_all(
-    gpu: Gpu, decodes: dict[DecodeConfig, TritonDecode], prefills: list[PrefillConfig]
+    gpu: Gpu,
+    decodes: dict[DecodeConfig, TritonDecode],
+    prefills: list[PrefillConfig],
+    kv_dtype: torch.dtype,
 ) -> None:
     """Compiles side by side: a kernel takes a second, and there are dozens."""
-    small, prompt = make_pools([70], [1], 1), make_pools([70], [70], 1)
+    small, prompt = make_pools([70], [1], 1, kv_dtype), make_pools([70], [70], 1)
     jobs: list[Callable[[], object]] = [
         lambda config=config: decode(decodes[config], small) for config in decodes
     ] + [lambda config=config: prefill(make_prefill(gpu, config), prompt) for config in prefills]
@@ -293,7 +315,9 @@ def compile_all(
                 print("does not compile:", repr(error)[:300])
 
 
-def make_pools(context_S: list[int], length_S: list[int], layers: int) -> Pools:
+def make_pools(
+    context_S: list[int], length_S: list[int], layers: int, kv_dtype: torch.dtype = DTYPE
+) -> Pools:
     context, length = np.array(context_S, np.int32), np.array(length_S, np.int32)
     count = -(-context // BLOCK)
     blocks = int(count.sum()) + 1
@@ -306,8 +330,8 @@ def make_pools(context_S: list[int], length_S: list[int], layers: int) -> Pools:
     pool = (blocks, BLOCK, KV_HEADS, HEAD_DIM)
     caches = [
         (
-            torch.randn(pool, device="cuda", dtype=DTYPE),
-            torch.randn(pool, device="cuda", dtype=DTYPE),
+            torch.randn(pool, device="cuda", dtype=DTYPE).to(kv_dtype),
+            torch.randn(pool, device="cuda", dtype=DTYPE).to(kv_dtype),
         )
         for _ in range(layers)
     ]
@@ -357,7 +381,7 @@ def wrong(actual: Tensor, expected: Tensor) -> bool:
 
 def reference(pools: Pools, rows: int) -> Tensor:
     """The first and the last rows' outputs in float32; all take long where contexts do."""
-    shape, (k, v) = pools.shape, pools.caches[0]
+    shape, (k, v) = pools.shape, [cache.to(DTYPE) for cache in pools.caches[0]]
     picked = sorted({0, len(shape.row_len_S) - 1})[:rows]
     outputs: list[Tensor] = []
     for row in picked:
@@ -376,12 +400,15 @@ def picked(output: Tensor, pools: Pools) -> Tensor:
 
 
 def decode_row(
-    name: str, decodes: dict[DecodeConfig, TritonDecode], flash: fa3.Fa3Prefill | None
+    name: str,
+    decodes: dict[DecodeConfig, TritonDecode],
+    flash: fa3.Fa3Prefill | None,
+    kv_dtype: torch.dtype,
 ) -> dict[str, str]:
     lengths = BATCHES[name]
-    bytes_each = sum(lengths) * CELL_BYTES
+    bytes_each = sum(lengths) * CELL_BYTES * kv_dtype.itemsize // DTYPE.itemsize
     layers = max(2, copies_for(bytes_each, LAYERS_MAX))
-    pools = make_pools(lengths, [1] * len(lengths), layers)
+    pools = make_pools(lengths, [1] * len(lengths), layers, kv_dtype)
     expected = reference(pools, 2)
     rounds = max(1, LAYERS // layers)
     limit_us = bytes_each / BYTES_PER_SECOND * 1e6

@@ -190,7 +190,8 @@ class Cuda:
 
         gpu = triton.gpu(device)
         shape = spec.heads, spec.kv_heads, spec.head_dim
-        decode = TritonDecode(*shape, spec.dtype, gpu, device.torch_device)
+        codes = spec.kv_dtype is not None
+        decode = TritonDecode(*shape, spec.dtype, gpu, device.torch_device, codes=codes)
         if self._with_fa3:
             return CudaAttention(decode, fa3.Fa3Prefill(spec.head_dim))
         return CudaAttention(decode, TritonPrefill(*shape, spec.dtype, gpu))

@@ -7,6 +7,8 @@ is a whole row writes its output; those of a shared row leave partial sums, and 
 last adds them up. (Splitting over KV: Dao et al., Flash-Decoding, 2023.)
 
 The query heads of a group are the rows of one tile, so a group's keys and values are read once.
+Caches of eight bits are multiplied in float16, which has all their numbers and is what a device
+converts them to: queries are scaled before they are rounded to it, not their products.
 
 In a captured step the same launch also rotates queries and keys and writes the cache: the programs
 that have the end of a row write its newest cell and are the only ones that read it. (No row reads
@@ -49,6 +51,7 @@ ROWS = 512
 SCHEDULED = (64, 512)
 # Numbers of partial sums that are added up at a time.
 COMBINED = 4096
+FLOAT16_MAX = tl.constexpr(65504.0)
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,20 @@ class Configs:
         return (*(config for _, config in self.up_to), self.beyond)
 
 
-def default_configs(dtype: torch.dtype, head_dim: int, gpu: Gpu) -> Configs:
-    """What was fastest on an H200; smaller tiles where numbers or heads are larger."""
+def default_configs(dtype: torch.dtype, head_dim: int, gpu: Gpu, codes: bool = False) -> Configs:
+    """What was fastest on an H200; smaller tiles where numbers or heads are larger.
+
+    Args:
+        codes: whether caches keep eight bits: one tile more is on its way then.
+    """
     stages = 3 if gpu.capability in ((8, 0), (9, 0), (10, 0)) else 2
     if dtype == torch.float32:
         tile = 32 if head_dim <= 64 else 16
         return Configs((), DecodeConfig(tile, warps=4, stages=stages, programs=3))
     if head_dim > 128:
         return Configs((), DecodeConfig(tile=32, warps=4, stages=stages, programs=3))
+    if codes and stages > 2:
+        stages = 5
     return Configs((), DecodeConfig(tile=64, warps=2, stages=stages, programs=4))
 
 
@@ -119,14 +128,19 @@ class TritonDecode:
         gpu: Gpu,
         torch_device: torch.device,
         configs: Configs | None = None,
+        codes: bool = False,
     ) -> None:
+        """
+        Args:
+            configs: None: the default ones, for caches of eight bits where `codes`.
+        """
         self._heads, self._kv_heads, self._head_dim = heads, kv_heads, head_dim
         self._group = heads // kv_heads
         self._head_tiles = kv_heads * triton.cdiv(self._group, TILE_HEADS)
         self._dtype = dtype
         self._gpu = gpu
         self._device = torch_device
-        self._configs = configs or default_configs(dtype, head_dim, gpu)
+        self._configs = configs or default_configs(dtype, head_dim, gpu, codes)
         self._constants: dict[DecodeConfig, dict[str, int | str | bool]] = {}
         # Graphs that were captured hold the older ones.
         self._workspaces = [self._workspace(ROWS)]
@@ -576,6 +590,11 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
         ).to(q_SHE.dtype.element_ty)
     else:
         q = tl.load(q_SHE + row * q_stride + at, mask=head_mask, other=0.0)
+
+    if k_cache_NPKE.dtype.element_ty.is_fp8() and q.dtype != tl.float32:
+        scaled = tl.clamp(q.to(tl.float32) * scale_in, -FLOAT16_MAX, FLOAT16_MAX)
+        q = scaled.to(tl.float16)
+        scale_in = 1.0
 
     top = tl.full([TILE_HEADS], -float("inf"), tl.float32)
     total = tl.zeros([TILE_HEADS], tl.float32)
