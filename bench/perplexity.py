@@ -25,7 +25,6 @@ from headrace.comm import SingleComm
 from headrace.device.cpu import CpuDevice
 from headrace.models import load_model, read_scheme, read_spec
 from headrace.ops import select
-from headrace.ops.quant_matmul import Kind
 from headrace.ops.quant_matmul.reference import ReferenceRows8Matmul
 from headrace.testing.paged import PagedRunner, PagedSequence
 
@@ -49,7 +48,7 @@ def nats(case: Case, windows: list[list[int]], dtype: torch.dtype | None) -> tup
     dtype = dtype or device.default_dtype(spec.checkpoint_dtype).dtype
     ops = select(spec.op_spec(dtype, 1, scheme), device)
     if case.rows8:
-        coded = {**ops.coded_matmul, Kind.FP8: ReferenceRows8Matmul(dtype)}
+        coded = {**ops.coded_matmul, **dict.fromkeys(scheme.kinds, ReferenceRows8Matmul(dtype))}
         ops = replace(ops, coded_matmul=coded)
     model = load_model(
         case.folder,
@@ -82,7 +81,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, nargs="*", default=[])
     parser.add_argument("--quantize", nargs="*", default=[])
     parser.add_argument(
-        "--rows8", action="store_true", help="fp8 once more, its activations rounded as on GPUs"
+        "--rows8",
+        action="store_true",
+        help="fp8 and checkpoints once more, activations rounded as GPUs do",
     )
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations")
@@ -96,6 +97,7 @@ def main() -> None:
     cases += [Case(arguments.model, name) for name in arguments.quantize]
     cases += [Case(arguments.model, "fp8", rows8=True)] * arguments.rows8
     cases += [Case(folder) for folder in arguments.checkpoint]
+    cases += [Case(folder, rows8=True) for folder in arguments.checkpoint if arguments.rows8]
     print(f"{len(ids)} tokens, windows of {arguments.window}\n")
     print("| weights | perplexity | against the first |\n|---|---|---|")
     first = None

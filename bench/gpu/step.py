@@ -6,6 +6,8 @@
     bench/gpu/step.py --dummy --ranks 2             divided over two GPUs, rank 0 tells
     bench/gpu/step.py --dummy --weights gptq        as a checkpoint of four bits in groups of 128
     bench/gpu/step.py --dummy --weights fp8         quantized on load, as --quantize fp8 does
+    bench/gpu/step.py --dummy --kv fp8_e4m3fn       codes of eight bits in the KV cache
+    bench/gpu/step.py --dummy --shape llama-3-70b --weights gptq
 
 Decode: so many sequences of `--context` tokens, two plans in flight as the router keeps them. Wall
 time a step, the device's own time for it, and the difference, which is what the host costs. With
@@ -42,6 +44,7 @@ from headrace.wire import Binding, Plan, RowFlag, Sampling, decode_result, encod
 BLOCK_TOKENS = 16
 STEP_TOKENS = 8192
 RESULT_S = 120.0
+KV_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 NO_INTS = np.zeros(0, np.int32)
 
 
@@ -64,6 +67,8 @@ class LoadHow:
 
     load_format: str
     quantize: str
+    kv_dtype: torch.dtype | None
+    rows8: bool
 
 
 class Server:
@@ -198,7 +203,13 @@ def load(place: Place, folder: Path, how: LoadHow) -> Engine:
     device.start()
     comm = join_group(device, place.rank, place.size, place.address, RESULT_S)
     return load_engine(
-        folder, device, load_format=how.load_format, quantize=how.quantize, comm=comm
+        folder,
+        device,
+        load_format=how.load_format,
+        quantize=how.quantize,
+        kv_dtype=how.kv_dtype,
+        rows8=how.rows8,
+        comm=comm,
     )
 
 
@@ -236,15 +247,12 @@ def profile(server: Server, slots: list[int], start: int, steps: int) -> dict[st
     }
 
 
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
-
-
-def write_config(folder: Path, weights: str) -> None:
-    """That of Llama-3.1-8B, as the checkpoints for speed tests have it."""
+def write_config(folder: Path, shape: str, weights: str) -> None:
+    """That of a published model, as the checkpoints for speed tests have it."""
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    from random_checkpoint import SHAPES
+    from random_checkpoint import GPTQ, SHAPES
 
-    config = SHAPES["llama-3.1-8b"] | {"torch_dtype": "bfloat16"}
+    config = SHAPES[shape] | {"torch_dtype": "bfloat16"}
     if weights == "gptq":
         config["quantization_config"] = GPTQ
     (folder / "config.json").write_text(json.dumps(config))
@@ -256,7 +264,8 @@ def main() -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", type=Path, help="a checkpoint's folder")
-    source.add_argument("--dummy", action="store_true", help="Llama-3.1-8B's shape, no files")
+    source.add_argument("--dummy", action="store_true", help="a published shape, no files")
+    parser.add_argument("--shape", default="llama-3.1-8b", help="with --dummy")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 64, 128, 256])
     parser.add_argument("--prefills", type=int, nargs="*", default=[512, 2048, 8192])
     parser.add_argument("--context", type=int, default=512, help="tokens before the first step")
@@ -264,6 +273,10 @@ def main() -> None:
     parser.add_argument("--profile", type=int, nargs="*", default=[], help="batches to look into")
     parser.add_argument(
         "--weights", default="", help="gptq, with --dummy, or what --quantize takes: fp8, eetq, ..."
+    )
+    parser.add_argument("--kv", choices=KV_DTYPES, help="of the KV cache, where not the model's")
+    parser.add_argument(
+        "--rows8", action="store_true", help="activations of eight bits beside four"
     )
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that the model is divided over")
     parser.add_argument("--json", type=Path)
@@ -286,11 +299,12 @@ def measure(options: argparse.Namespace, place: Place) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.model or Path(made)
         if options.dummy:
-            write_config(folder, options.weights)
+            write_config(folder, options.shape, options.weights)
         largest = max([*options.batches, *options.profile, 1])
         load_format = "dummy" if options.dummy else "auto"
         quantize = "" if options.weights == "gptq" else options.weights
-        server = Server(place, folder, LoadHow(load_format, quantize), largest, largest + 8)
+        how = LoadHow(load_format, quantize, KV_DTYPES.get(options.kv), options.rows8)
+        server = Server(place, folder, how, largest, largest + 8)
     rows: list[dict[str, Any]] = []
     room = 2 * options.steps + 64
     for tokens in options.prefills:

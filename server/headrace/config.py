@@ -44,6 +44,7 @@ class Model:
     path: Path
     load_format: str
     quantize: str
+    quantize_activations: bool
     tokenizer_config_path: Path | None
     tool_call_parser: str
 
@@ -234,6 +235,8 @@ def keep_kernels(folder: Path | None = None) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ.setdefault("HUMMING_CACHE_DIR", str(cache / "humming"))
     os.environ.setdefault("HUMMING_TMP_DIR", str(cache / "humming" / "tmp"))
+    # Its wheel has what two processes would otherwise look for, each for seconds.
+    os.environ.setdefault("HUMMING_DISABLE_PARALLEL_BUILD", "1")
     if SHIPPED_KERNELS.is_dir():
         os.environ.setdefault("TRITON_CACHE_MANAGER", "headrace.ahead.shipped:ShippedFirst")
 

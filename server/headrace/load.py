@@ -25,8 +25,11 @@ from headrace.models import (
     read_spec,
 )
 from headrace.ops import sampling
+from headrace.ops.base import Reference
 from headrace.ops.kv_write.base import CODES, code_max
+from headrace.ops.quant_matmul import Kind
 from headrace.ops.triton import FP8_CAPABILITY
+from headrace.quant import Scheme
 from headrace.startup import Phases
 
 log = logging.getLogger(__name__)
@@ -86,8 +89,11 @@ def load_engine(
         timeout_s = serve.engine.prepare_deadline_ms / 1000
         comm = join_group(device, rank, ranks, shard.rendezvous, timeout_s)
     with phases("operations"):
-        op_spec = spec.op_spec(dtype, ranks, scheme, kv_dtype)
+        rows8 = serve.model.quantize_activations
+        op_spec = spec.op_spec(dtype, ranks, scheme, kv_dtype, rows8)
         table = ops.select(op_spec, device, serve.device.reference_ops)
+    if rows8 and not serve.device.reference_ops:
+        _refuse_rows8(scheme, table)
     for line in table.table().splitlines():
         log.info("%s", line)
     model = load_model(
@@ -221,6 +227,21 @@ def _choose_dtype(serve: Serve, device: Device, spec: ModelSpec) -> torch.dtype:
         raise ConfigError("dtype float16 is not served on the CPU; use bfloat16 or float32")
     log.info("dtype %s: as told", serve.device.dtype)
     return DTYPES[serve.device.dtype]
+
+
+def _refuse_rows8(scheme: Scheme, table: ops.OpTable) -> None:
+    """Raises: ConfigError where nothing multiplies activations of eight bits as asked."""
+    flag = "--quantize-activations"
+    if Kind.INT4 not in scheme.kinds:
+        raise ConfigError(
+            f"{flag} rounds what is multiplied with integers of four bits, and weights are "
+            f"{scheme.name}: take a checkpoint of gptq, awq or compressed-tensors with four bits, "
+            f"or leave the flag out"
+        )
+    choice = next(choice for choice in table.choices if choice.op == Kind.INT4.value)
+    if choice.name == Reference.name:
+        why = "".join(f"; {name}: {reason}" for name, reason in choice.refused)
+        raise ConfigError(f"nothing here multiplies fast what {flag} asks for{why}")
 
 
 def _choose_kv_dtype(serve: Serve, device: Device) -> torch.dtype | None:

@@ -30,6 +30,7 @@ def example() -> dict[str, Any]:
             "load_format": "auto",
             "quantize": "",
             "tokenizer_config_path": None,
+            "quantize_activations": False,
             "tool_call_parser": "auto",
         },
         "device": {

@@ -105,9 +105,10 @@ def test_float32_tokens_are_the_cpus(tmp_path: Path, size: int) -> None:
 
 
 @torch.inference_mode()
-def told(rank: Rank, folder: Path) -> tuple[np.ndarray, int]:
+def told(rank: Rank, folder: Path, quantize: str = "") -> tuple[np.ndarray, int]:
     """Log-probabilities of prompts by a rank, and bytes that serving took after ready."""
-    loaded = engine.load(folder, open_device("cuda", rank.device.index), comm=rank.comm)
+    device = open_device("cuda", rank.device.index)
+    loaded = engine.load(folder, device, comm=rank.comm, quantize=quantize)
     runner, _ = prepare_engine(loaded, replace(WANTED, blocks_max=BLOCKS))
     torch.cuda.synchronize()
     free = torch.cuda.mem_get_info()[0]
@@ -137,6 +138,26 @@ def test_bfloat16_logprobs_are_those_of_one_gpu(tmp_path: Path, size: int) -> No
     np.testing.assert_allclose(results[0][0], alone, atol=TOLERANCE)
     if not in_turns(size):  # gloo, which stands in for NCCL, takes some.
         assert [taken for _, taken in results if taken > 0] == [], "memory was taken after ready"
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("quantize", "tolerance"),
+    [
+        # Each rank rounds rows of its own inputs to eight bits, by their own largest number.
+        ("fp8", 0.5),
+        ("eetq", TOLERANCE),
+        ("bitsandbytes-nf4", TOLERANCE),
+    ],
+)
+def test_quantized_logprobs_are_those_of_one_gpu(
+    tmp_path: Path, quantize: str, tolerance: float
+) -> None:
+    tiny = Tiny(width=512, heads=8, kv_heads=4, head_dim=64, mlp_width=512, dtype=torch.bfloat16)
+    folder = tiny.write(tmp_path)
+    ((alone, _),) = run_processes(1, told, folder, quantize)
+    results = run_processes(2, told, folder, quantize)
+    np.testing.assert_allclose(results[0][0], alone, atol=tolerance)
 
 
 def chain(rank: Rank, op: TritonReduceNorm, rows: int) -> list[tuple[np.ndarray, np.ndarray]]:

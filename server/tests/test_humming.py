@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +33,7 @@ from headrace.ops.quant_matmul.humming import (
     zero_point,
 )
 from headrace.ops.quant_matmul.triton import TritonCodedMatmul
+from headrace.ops.rows8.reference import quantize_rows
 
 SPEC = OpSpec(
     heads=8,
@@ -47,12 +52,12 @@ def symmetric(weight: CodedWeight) -> CodedWeight:
     return replace(weight, zeros_YG=torch.full_like(weight.zeros_YG, middle))
 
 
-def made(dtype: torch.dtype) -> HummingCodedMatmul:
+def made(dtype: torch.dtype, rows8: bool = False) -> HummingCodedMatmul:
     """The library's products on this device, or a skip that says why there are none."""
     if not CUDA:
         pytest.skip("humming multiplies on CUDA devices")
     device = open_device("cuda", 0)
-    spec = replace(SPEC, dtype=dtype)
+    spec = replace(SPEC, dtype=dtype, rows8=rows8)
     answer = Humming().supports(spec, device)
     if not isinstance(answer, Yes):
         pytest.skip(answer.why)
@@ -95,6 +100,27 @@ def test_products_are_those_of_the_numbers(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "middle"), [("int4", True), ("int4", False), ("int8", True)])
+def test_rows_of_eight_bits_are_multiplied_with_four_where_asked(kind: str, middle: bool) -> None:
+    matmul = made(torch.bfloat16, rows8=True)
+    weight = coded(kind, 256, 512, 128)
+    weight = symmetric(weight) if middle else weight
+    packed = matmul.pack(here(weight))
+    assert isinstance(packed, Hummed) and matmul.takes_rows8(packed) == (kind == "int4")
+    for rows in (1, 7, 33, 130, 700):
+        x_TI = rows_of(rows, 512, torch.bfloat16).to(DEVICE)
+        rounded = quantize_rows(x_TI)
+        expected_TI = rounded.widened() if kind == "int4" else x_TI
+        expected_TY = expected_TI.cpu().double() @ numbers_of(weight).T
+        y_TY = matmul.apply(x_TI, packed, None)
+        bound = 1e-2 * float(expected_TY.abs().max())
+        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+        if kind == "int4":
+            y_TY = matmul.apply(rounded, packed, None)
+            torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+
+
+@pytest.mark.gpu
 def test_what_the_library_does_not_take_goes_to_our_kernels() -> None:
     matmul = made(torch.bfloat16)
     for weight in (coded("nf4", 128, 256, 64), coded("int4", 70, 256, 64)):
@@ -129,6 +155,44 @@ def test_zero_points_are_eight_a_word_down_the_outputs() -> None:
         stored = (unsigned[output // 8] >> 4 * (output % 8)) & 15
         assert torch.equal(stored.float(), weight.zeros_YG[output])
     assert zero_point(symmetric(weight)) is None
+
+
+MARKED = """
+import torch
+
+@torch.compiler.assume_constant_result
+def humming_gemm():
+    return 1
+"""
+
+
+def test_importing_the_library_leaves_pytorchs_compiler_out(tmp_path: Path) -> None:
+    names = {
+        "ops": MARKED,
+        "dtypes": "class DataType:\n    from_str = None",
+        "schema": "HummingWeightSchema = HummingInputSchema = None",
+        "transform": "prepare_and_transform_humming_tensors = None",
+        "tune": "get_heuristics_config = None",
+        "kernel/humming": "class HummingKernel:\n    prepare_kernels = None",
+    }
+    for name, text in names.items():
+        path = tmp_path / "humming" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    script = (
+        "import sys, torch\n"
+        "from headrace.ops.quant_matmul.humming import Library\n"
+        "mark = torch.compiler.assume_constant_result\n"
+        "assert Library().multiply() == 1\n"
+        "assert torch.compiler.assume_constant_result is mark\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 class Broken:

@@ -157,6 +157,7 @@ fn serve(load: &Load, folder: &Path, socket: &Path) -> config::Serve {
             load_format: "dummy".into(),
             quantize: String::new(),
             tokenizer_config_path: None,
+            quantize_activations: false,
             tool_call_parser: "auto".into(),
         },
         device: config::Device {

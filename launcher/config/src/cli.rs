@@ -112,6 +112,10 @@ pub struct ModelArgs {
     /// bitsandbytes-nf4 and bitsandbytes-fp4 (4 bits)
     #[arg(long, env = "QUANTIZE", value_name = "FORMAT", value_enum)]
     pub quantize: Option<Quantize>,
+    /// Rounds activations to eight bits where weights are integers of four: prompts and large
+    /// batches are faster on GPUs with FP8, and answers change a little
+    #[arg(long, env = "HEADRACE_QUANTIZE_ACTIVATIONS")]
+    pub quantize_activations: bool,
     /// Format that the model writes calls of tools in; auto asks its chat template, none leaves
     /// them in the text
     #[arg(long, env = "HEADRACE_TOOL_CALL_PARSER", value_name = "auto|llama3-json|pythonic|hermes|mistral|qwen3_coder|deepseek_v3|deepseek_v31|json|none", hide_possible_values = true, value_enum, default_value_t = ToolCallParser::Auto)]

@@ -61,6 +61,8 @@ pub struct Model {
     pub load_format: String,
     /// Format of the weights, in TGI's word; empty for whatever the checkpoint is.
     pub quantize: String,
+    /// Whether activations are rounded to eight bits where weights are integers of four.
+    pub quantize_activations: bool,
     /// Replaces the folder's `tokenizer_config.json`, when given.
     pub tokenizer_config_path: Option<PathBuf>,
     /// `auto`, the name of a format of tool calls, or `none`.

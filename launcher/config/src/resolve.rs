@@ -308,6 +308,7 @@ fn model(typed: &Typed) -> Result<Model, ConfigError> {
         path: PathBuf::new(),
         load_format: load_format.to_owned(),
         quantize: quantize.to_owned(),
+        quantize_activations: model.quantize_activations,
         tokenizer_config_path: model.tokenizer_config_path.clone(),
         tool_call_parser: tool_call_parser.to_owned(),
     })

@@ -128,6 +128,8 @@ fn a_flag_means_what_it_says() {
         --quantize bitsandbytes-nf4 | /model/quantize | "bitsandbytes-nf4"
         HF_MODEL_QUANTIZE=compressed-tensors | /model/quantize | "compressed-tensors"
         QUANTIZE= | /model/quantize | ""
+        --quantize-activations | /model/quantize_activations | true
+        HEADRACE_QUANTIZE_ACTIVATIONS=false | /model/quantize_activations | false
         --tool-call-parser llama3-json | /model/tool_call_parser | "llama3-json"
         --tool-call-parser qwen3_coder | /model/tool_call_parser | "qwen3_coder"
         --tool-call-parser deepseek_v3 | /model/tool_call_parser | "deepseek_v3"

@@ -160,7 +160,7 @@ fn serve() -> Serve {
     let value = json!({
         "model": {"id": "org/tiny", "revision": null, "sha": "abc", "path": "/nowhere",
             "load_format": "auto", "quantize": "", "tokenizer_config_path": null,
-            "tool_call_parser": "auto"},
+            "quantize_activations": false, "tool_call_parser": "auto"},
         "device": {"kind": "cpu", "dtype": "float32", "kv_dtype": "", "memory_fraction": 0.0,
             "kv_bytes_max": 0, "threads": 1, "reference_ops": false, "graphs": true},
         "requests": {"max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4,

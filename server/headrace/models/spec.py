@@ -62,8 +62,9 @@ class ModelSpec:
         ranks: int,
         scheme: Scheme = PLAIN,
         kv_dtype: torch.dtype | None = None,
+        rows8: bool = False,
     ) -> OpSpec:
-        """Returns the facts by which a rank's ops are chosen; `kv_dtype`: see `OpSpec`."""
+        """Returns the facts by which a rank's ops are chosen; `kv_dtype`, `rows8`: see `OpSpec`."""
         local = self.local(ranks)
         return OpSpec(
             heads=local.heads,
@@ -75,6 +76,7 @@ class ModelSpec:
             sliding_window=any(self.windows),
             kv_dtype=kv_dtype,
             coded=frozenset(kind.value for kind in scheme.kinds),
+            rows8=rows8,
         )
 
     def attention(self, layer: int) -> AttentionSpec:

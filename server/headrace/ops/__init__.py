@@ -90,7 +90,7 @@ def select(spec: OpSpec, device: Device, reference: bool = False) -> OpTable:
     choices: list[Choice] = []
     for op, candidates in _FOLDERS.items():
         made[op], choice = choose(op, candidates, spec, device, reference)
-        if op != "rows8" or Kind.FP8.value in spec.coded:
+        if op != "rows8" or spec.rows8 or Kind.FP8.value in spec.coded:
             choices.append(choice)
     coded: dict[Kind, CodedMatmul] = {}
     for kind, candidates in quant_matmul.CANDIDATES.items():

@@ -26,6 +26,7 @@ class OpSpec:
     sliding_window: bool = False  # some layer looks back over a bounded window
     kv_dtype: torch.dtype | None = None  # of the KV cache, where that is not `dtype`
     coded: frozenset[str] = frozenset()  # operations that its coded weights need (`Kind`)
+    rows8: bool = False  # integers of four bits are multiplied with activations of eight
 
 
 @dataclass(frozen=True)

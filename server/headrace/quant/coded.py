@@ -32,7 +32,8 @@ class CodedMethod:
         self._inputs = weight.inputs
         self._device = weight.codes.device
         self.packed: Any = matmul.pack(weight)
-        self.takes_rows8 = matmul.takes_rows8(self.packed)
+        # Rows are put in order before they are rounded.
+        self.takes_rows8 = weight.order_I is None and matmul.takes_rows8(self.packed)
         self.bias_Y = bias_Y
         self._apply = matmul.apply
 

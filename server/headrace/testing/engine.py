@@ -25,6 +25,7 @@ def load(
     load_format: str = "auto",
     quantize: str = "",
     kv_dtype: torch.dtype | None = None,
+    rows8: bool = False,
     reference: bool = False,
 ) -> Engine:
     """Loads a folder's model in the calling thread, which thereby owns the device.
@@ -33,6 +34,7 @@ def load(
         dtype: None takes the device's own choice.
         quantize: see `quant.detect`.
         kv_dtype: of the KV cache, where that is not `dtype`.
+        rows8: see `OpSpec`.
         reference: whether to take the reference operations, and no graphs.
     """
     device.start()
@@ -40,7 +42,7 @@ def load(
     spec = read_spec(folder)
     dtype = dtype or device.default_dtype(spec.checkpoint_dtype).dtype
     scheme = read_scheme(folder, quantize)
-    table = select(spec.op_spec(dtype, comm.size, scheme, kv_dtype), device, reference)
+    table = select(spec.op_spec(dtype, comm.size, scheme, kv_dtype, rows8), device, reference)
     model = load_model(
         folder,
         device=device,

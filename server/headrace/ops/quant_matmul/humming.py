@@ -2,7 +2,8 @@
 
 The library compiles a kernel for a shape of weight and a range of rows, keeps it on disk, and
 chooses tiles by rules of its own. It takes integers of four and eight bits and eight-bit floats in
-groups of inputs, with activations of 16 bits. What it does not take goes to kernels of our own.
+groups of inputs, with activations of 16 bits, and integers of four bits with rows of eight where
+that is asked for. What it does not take goes to kernels of our own.
 """
 
 # T tokens · Y outputs · I inputs · G groups of inputs
@@ -12,6 +13,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -22,15 +25,17 @@ from torch import Tensor
 from headrace.ops.base import No, OpSpec, Yes
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
 from headrace.ops.rows8 import Rows8, in_model_dtype
-from headrace.ops.triton import PDL_CAPABILITY, gpu, why_not
+from headrace.ops.triton import CAPABILITY_MIN, FP8_CAPABILITY, PDL_CAPABILITY, gpu, why_not
 
 if TYPE_CHECKING:
     from headrace.device.base import Device
     from headrace.ops.quant_matmul.triton import TritonCodedMatmul
+    from headrace.ops.rows8.triton import TritonQuantizeRows
 
 log = logging.getLogger(__name__)
 
 _MODULE = "humming"
+EIGHT = "float8e4m3"  # of activations, as the library has it
 _DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # Up to so many rows each kernel is for; the last serves all that are more.
 ROW_ENDS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 8192)
@@ -49,12 +54,14 @@ class Hummed:
         layer: what the library knows it by.
         tuning: the kernel of each range of rows.
         tensors: weight, weight_scale and, where there are any, zero_point.
+        rows8: whether it is multiplied with rows of eight bits.
     """
 
     layer: str
     tuning: str
     tensors: dict[str, Tensor]
     outputs: int
+    rows8: bool
 
 
 class Library:
@@ -64,12 +71,29 @@ class Library:
         def load(name: str) -> Any:
             return importlib.import_module(f"{_MODULE}.{name}")
 
-        self.multiply = load("ops").humming_gemm
-        self.dtype = load("dtypes").DataType.from_str
-        self.schema = load("schema").HummingWeightSchema
-        self.transform = load("transform").prepare_and_transform_humming_tensors
-        self.tune = load("tune").get_heuristics_config
-        self.compile = load("kernel.humming").HummingKernel.prepare_kernels
+        with _without_compiler():
+            self.multiply = load("ops").humming_gemm
+            self.dtype = load("dtypes").DataType.from_str
+            self.schema = load("schema").HummingWeightSchema
+            self.input_schema = load("schema").HummingInputSchema
+            self.transform = load("transform").prepare_and_transform_humming_tensors
+            self.tune = load("tune").get_heuristics_config
+            self.compile = load("kernel.humming").HummingKernel.prepare_kernels
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """What is imported meanwhile does not load PyTorch's compiler.
+
+    The library marks two functions for it, and the mark alone imports it: five seconds of a start,
+    for what is never compiled here.
+    """
+    mark = torch.compiler.assume_constant_result
+    torch.compiler.assume_constant_result = lambda fn: fn
+    try:
+        yield
+    finally:
+        torch.compiler.assume_constant_result = mark
 
 
 class Humming:
@@ -79,7 +103,8 @@ class Humming:
 
     def supports(self, spec: OpSpec, device: Device) -> Yes | No:
         # Importing the library starts processes; models without codes never do.
-        refusal = why_not(device) if spec.coded else "the model has no codes"
+        newest = FP8_CAPABILITY if spec.rows8 else CAPABILITY_MIN
+        refusal = why_not(device, newest) if spec.coded else "the model has no codes"
         if refusal is None and spec.dtype not in _DTYPES:
             refusal = f"has no {spec.dtype} path"
         if refusal is None and find_spec(_MODULE) is None:
@@ -97,18 +122,31 @@ class Humming:
 
     def build(self, spec: OpSpec, device: Device) -> HummingCodedMatmul:
         from headrace.ops.quant_matmul.triton import TritonCodedMatmul
+        from headrace.ops.rows8.triton import TritonQuantizeRows
 
         made = TritonCodedMatmul(gpu(device), spec.dtype)
-        return HummingCodedMatmul(spec.dtype, device.capability, made)
+        quantize = TritonQuantizeRows(gpu(device)) if spec.rows8 else None
+        return HummingCodedMatmul(spec.dtype, device.capability, made, quantize)
 
 
 class HummingCodedMatmul:
     """See `CodedMatmul`."""
 
     def __init__(
-        self, dtype: torch.dtype, capability: tuple[int, int], others: TritonCodedMatmul
+        self,
+        dtype: torch.dtype,
+        capability: tuple[int, int],
+        others: TritonCodedMatmul,
+        quantize: TritonQuantizeRows | None = None,
     ) -> None:
+        """
+        Args:
+            others: where weights go that the library does not take.
+            quantize: rounds activations that integers of four bits are multiplied with, where no
+                layer before has; None: those keep 16 bits.
+        """
         self._dtype = dtype
+        self._quantize = quantize
         self._capability = capability
         self._others = others
         self._library = Library()
@@ -136,20 +174,24 @@ class HummingCodedMatmul:
         return self._others.pack(weight)
 
     def takes_rows8(self, packed: Any) -> bool:
-        return not isinstance(packed, Hummed) and self._others.takes_rows8(packed)
+        return packed.rows8 if isinstance(packed, Hummed) else self._others.takes_rows8(packed)
 
     def apply(self, x_TI: Tensor | Rows8, packed: Any, bias_Y: Tensor | None) -> Tensor:
         if not isinstance(packed, Hummed):
             return self._others.apply(x_TI, packed, bias_Y)
-        x_TI = in_model_dtype(x_TI)
-        wide = x_TI.dtype
-        if wide != self._dtype:
-            x_TI = x_TI.to(self._dtype)
-        y_TY = torch.empty((x_TI.shape[0], packed.outputs), dtype=x_TI.dtype, device=x_TI.device)
+        wide = self._dtype if isinstance(x_TI, Rows8) else x_TI.dtype
+        scale_T1 = None
+        if packed.rows8:
+            rows = x_TI if isinstance(x_TI, Rows8) else self._rounded(x_TI)
+            x_TI, scale_T1 = rows.codes_TX, rows.scale_T[:, None]
+        else:
+            x_TI = in_model_dtype(x_TI).to(self._dtype).contiguous()
+        y_TY = torch.empty((x_TI.shape[0], packed.outputs), dtype=self._dtype, device=x_TI.device)
         self._library.multiply(
             layer_config=packed.layer,
             tuning_config=packed.tuning,
-            inputs=x_TI.contiguous(),
+            inputs=x_TI,
+            input_scale=scale_T1,
             outputs=y_TY,
             locks=self._locks,
             **packed.tensors,
@@ -158,8 +200,13 @@ class HummingCodedMatmul:
             y_TY += bias_Y
         return y_TY if wide == self._dtype else y_TY.to(wide)
 
+    def _rounded(self, x_TI: Tensor) -> Rows8:
+        assert self._quantize is not None, "rows of eight bits are multiplied where asked for"
+        return self._quantize(x_TI.to(self._dtype))
+
     def _hum(self, weight: CodedWeight) -> Hummed:
         library = self._library
+        rows8 = self._quantize is not None and weight.kind == Kind.INT4
         kinds = {Kind.INT4: "uint4", Kind.INT8: "uint8"}
         kind = kinds.get(weight.kind) or str(weight.codes.dtype).replace("torch.float8_", "float8")
         groups = weight.scales_YG.shape[1]
@@ -184,6 +231,7 @@ class HummingCodedMatmul:
             shape_n=weight.outputs,
             shape_k=weight.columns,
             weight_schema=schema,
+            input_schema=library.input_schema(a_dtype=library.dtype(EIGHT)) if rows8 else None,
             pad_n_to_multiple=OUTPUTS_FILLED,
             torch_dtype=self._dtype,
             device=weight.codes.device,
@@ -192,7 +240,7 @@ class HummingCodedMatmul:
         if name not in self._tunings:
             self._tunings[name] = json.dumps(self._tuning(layer))
             library.compile(name, None, self._tunings[name], weight.codes.device)
-        return Hummed(name, self._tunings[name], tensors, weight.outputs)
+        return Hummed(name, self._tunings[name], tensors, weight.outputs, rows8)
 
     def _tuning(self, layer: Any) -> list[tuple[int, int, dict[str, Any]]]:
         """Returns the library's choice for each range of rows: (rows below it, its last, how)."""
