@@ -65,7 +65,20 @@ SMOLLM2_135M = LLAMA_8B | {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+GPTQ = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 128,
+    "sym": True,
+    "desc_act": False,
+    # vLLM asks the stored tensors what is quantized, unless this says it.
+    "modules_in_block_to_quantize": [
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        ["self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"],
+        ["mlp.down_proj"],
+    ],
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA_8B,
     "llama-3-70b": LLAMA_8B
