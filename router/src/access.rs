@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use crate::app::App;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
-const HEADERS: HeaderValue = HeaderValue::from_static("content-type, authorization");
+const HEADERS: HeaderValue = HeaderValue::from_static(
+    "content-type, authorization, x-request-timeout, x-trace, traceparent, tracestate",
+);
 const ANY: HeaderValue = HeaderValue::from_static("*");
 
 /// Refuses calls without the API key, where there is one: 401 and an empty body.

@@ -4,22 +4,22 @@ use std::sync::LazyLock;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use headrace_config::TIMEOUT_MAX_S;
 use serde_json::{Value, json};
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::response::ResponseBuilder;
-use utoipa::openapi::{Content, Ref};
+use utoipa::openapi::{Content, ObjectBuilder, Ref, Required, Type};
 use utoipa::{Modify, OpenApi};
 
 use crate::error::ErrorBody;
+use crate::terms::{DIALECT_PARAMETER, GENERATING, TIMEOUT_HEADER, WITH_DIALECT};
 use crate::{cloud, openai, ops, page, tgi};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Headrace",
-        description = "Text generation over HTTP. On every route that generates, the header \
-                       x-request-timeout bounds the seconds of a request; on OpenAI's, \
-                       ?dialect=tgi answers with TGI's habits.",
+        description = "Text generation over HTTP.",
     ),
     paths(
         tgi::generate::compat, tgi::generate::generate, tgi::generate::generate_stream,
@@ -32,7 +32,7 @@ use crate::{cloud, openai, ops, page, tgi};
         page::status, ops::health, ops::health_root, ops::ping, ops::readyz, ops::livez, ops::metrics,
     ),
     components(schemas(ErrorBody, openai::wire::StreamError)),
-    modifiers(&Refusals),
+    modifiers(&Refusals, &Terms),
 )]
 struct Document;
 
@@ -44,6 +44,9 @@ const OPENAI_FAILURE: &str = "StreamError";
 
 /// The answers that every route with a body has besides its own.
 struct Refusals;
+
+/// What a request asks for beside its body, on every route that generates.
+struct Terms;
 
 /// Their status, what it means, and whether the body is an [`ErrorBody`] and may be plain text.
 const REFUSALS: [(&str, &str, bool, bool); 10] = [
@@ -87,7 +90,60 @@ impl Modify for Refusals {
     }
 }
 
+// === impl Terms ===
+
+impl Modify for Terms {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for (path, item) in &mut document.paths.paths {
+            let Some(post) = item.post.as_mut() else {
+                continue;
+            };
+            let mut added = Vec::new();
+            if GENERATING.contains(&path.as_str()) {
+                added.push(timeout().into());
+            }
+            if WITH_DIALECT.contains(&path.as_str()) {
+                added.push(dialect().into());
+            }
+            if !added.is_empty() {
+                post.parameters.get_or_insert_default().extend(added);
+            }
+        }
+    }
+}
+
 // === free functions ===
+
+fn timeout() -> Parameter {
+    let seconds = ObjectBuilder::new()
+        .schema_type(Type::Number)
+        .exclusive_minimum(Some(0.0))
+        .maximum(Some(TIMEOUT_MAX_S as f64));
+    ParameterBuilder::new()
+        .name(TIMEOUT_HEADER)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "Seconds that the request may take, from its arrival to its last token",
+        ))
+        .schema(Some(seconds))
+        .build()
+}
+
+fn dialect() -> Parameter {
+    let names = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(["openai", "tgi"]));
+    ParameterBuilder::new()
+        .name(DIALECT_PARAMETER)
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(
+            "Whose habits the answer has where OpenAI's types and TGI disagree",
+        ))
+        .schema(Some(names))
+        .build()
+}
 
 pub(crate) async fn document() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], schema()).into_response()

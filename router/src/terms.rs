@@ -19,7 +19,23 @@ use crate::openai::habits::Habits;
 pub(crate) const TIMEOUT_HEADER: &str = "x-request-timeout";
 
 /// Whose habits the answer is to have, `openai` or `tgi`.
-const DIALECT_PARAMETER: &str = "dialect";
+pub(crate) const DIALECT_PARAMETER: &str = "dialect";
+
+/// Routes that generate, which read the header.
+pub(crate) const GENERATING: [&str; 8] = [
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/invocations",
+    "/vertex",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v2/models/{name}/versions/{version}/infer",
+];
+
+/// Those of them that have dialects.
+pub(crate) const WITH_DIALECT: [&str; 3] =
+    ["/invocations", "/v1/chat/completions", "/v1/completions"];
 
 /// What holds of one request.
 #[derive(Debug, Clone, Copy)]

@@ -274,6 +274,10 @@ async fn browsers_may_call_from_allowed_origins_only() {
             reply.header("access-control-allow-origin"),
             allowed.then_some(origin)
         );
+        let headers = reply.header("access-control-allow-headers");
+        for header in ["authorization", "x-request-timeout", "traceparent"] {
+            assert_eq!(headers.is_some_and(|all| all.contains(header)), allowed);
+        }
     }
     let open = Stack::new();
     let request = Request::get("/info").header(header::ORIGIN, "https://c.example");

@@ -31,6 +31,40 @@ fn within(seconds: &str, path: &str, body: &str) -> Request<Body> {
     request
 }
 
+#[tokio::test]
+async fn the_api_s_description_has_what_is_asked_beside_bodies_where_it_is_read() {
+    let stack = Stack::new();
+    stack.script.otherwise(past(&[]));
+    let document = stack.get("/api-doc/openapi.json").await.json();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let Some(operation) = item.get("post") else {
+            continue;
+        };
+        let parameters = operation.get("parameters").unwrap_or(&Value::Null);
+        let has = |name: &str| {
+            let all = parameters.as_array();
+            all.is_some_and(|all| all.iter().any(|one| one["name"] == name))
+        };
+        let body = match path.as_str() {
+            "/v1/completions" => GENERATING[3].1,
+            "/v1/chat/completions" | "/invocations" => GENERATING[2].1,
+            "/vertex" => r#"{"instances": [{"inputs": "Hi"}]}"#,
+            path if path.starts_with("/v2/") => {
+                r#"{"inputs": [{"name": "in", "shape": [2], "datatype": "BYTES", "data": [72, 105]}]}"#
+            }
+            _ => GENERATING[0].1,
+        };
+        let path = path.replace(['{', '}'], "");
+        let late = stack.send(within("never", &path, body)).await;
+        let refused = late.status == 422 && late.text().contains("never");
+        assert_eq!(refused, has("x-request-timeout"), "{path}");
+        let query = format!("{path}?dialect=klingon");
+        let strange = stack.send(post(&query, body.to_owned())).await;
+        let refused = strange.status == 422 && strange.text().contains("klingon");
+        assert!(refused || !has("dialect"), "{path}");
+    }
+}
+
 fn past(seen: &[u32]) -> Wakes {
     let mut wakes = drawn(seen, FinishReason::Deadline);
     if seen.is_empty() {
