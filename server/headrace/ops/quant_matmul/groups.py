@@ -114,8 +114,8 @@ def _picked(packed, table, DTYPE: tl.constexpr, ASM: tl.constexpr):
             is_pure=True,
             pack=4,
         )
-        low = bits_low.to(DTYPE, bitcast=True)
-        high = bits_high.to(DTYPE, bitcast=True)
+        low = bits_low.to(DTYPE, bitcast=True)  # pyright: ignore[reportArgumentType]
+        high = bits_high.to(DTYPE, bitcast=True)  # pyright: ignore[reportArgumentType]
     else:
         low = tl.load(table + (packed & 15).to(tl.int32)).to(DTYPE)
         high = tl.load(table + (packed >> 4).to(tl.int32)).to(DTYPE)
