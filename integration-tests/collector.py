@@ -1,8 +1,10 @@
 """A real OpenTelemetry collector (rotel), which hands on what it takes for tests to read."""
 
+import contextlib
 import gzip
 import importlib.util
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -13,6 +15,8 @@ from typing import Any
 from stack import free_port
 
 WAIT_SECONDS_MAX = 30.0
+# Certificates of tests; make.sh beside them says whose they are.
+CERTIFICATES = Path(__file__).parents[1] / "router" / "otlp" / "testdata"
 
 
 class Collector:
@@ -119,6 +123,57 @@ class Collector:
         with self._changed:
             self._spans += spans
             self._changed.notify_all()
+
+
+class Front:
+    """TLS for gRPC in front of a port, as a hosted collector has it; asks for a certificate.
+
+    A context manager. `certificate` is the name of the one that the next connections are shown.
+    """
+
+    def __init__(self, port: int, certificate: str) -> None:
+        self.certificate = certificate
+        self._behind = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "Front":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        pem = CERTIFICATES / f"{self.certificate}.pem"
+        context.load_cert_chain(pem, pem.with_suffix(".key"))
+        context.load_verify_locations(CERTIFICATES / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols(["h2"])
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(client, server_side=True) as outer,
+            socket.create_connection(("127.0.0.1", self._behind)) as inner,
+        ):
+            back = threading.Thread(target=_copy, args=(inner, outer), daemon=True)
+            back.start()
+            _copy(outer, inner)
+            back.join()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    """What one end says, to the other, until it ends."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
 
 
 def _values(attributes: Any) -> dict[str, Any]:

@@ -4,14 +4,15 @@ import http.client
 import json
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from collector import Collector
-from stack import FLAGS, Stack
+from collector import CERTIFICATES, Collector, Front
+from stack import FLAGS, READY_SECONDS_MAX, Stack
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
@@ -167,6 +168,46 @@ def test_a_collector_that_hangs_keeps_nobody_from_serving(tiny_model: Path):
             assert stack.wait_exit() == 0
             assert stack.log.count("Spans are dropped") == 1
             assert stack.log.count("Not all spans reached the collector") == 1
+
+
+def failed(stack: Stack, more_than: float) -> float:
+    """Spans of the router that did not arrive, once they are more than so many."""
+    give_up = time.monotonic() + READY_SECONDS_MAX
+    while True:
+        count = stack.metric("headrace_trace_spans", outcome="failed")
+        if count > more_than:
+            return count
+        assert time.monotonic() < give_up, "nothing failed"
+        time.sleep(0.02)
+
+
+def test_spans_go_by_tls_to_a_collector_that_is_what_its_certificate_says(
+    tiny_model: Path, collector: Collector
+):
+    trace = "4" * 32
+    environment = {
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(CERTIFICATES / "ca.pem"),
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(CERTIFICATES / "client.pem"),
+        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY": str(CERTIFICATES / "client.key"),
+    }
+    with (
+        # Of the right authority, but no server's.
+        Front(collector.grpc, "client") as front,
+        traced(tiny_model, f"https://127.0.0.1:{front.port}", **environment) as stack,
+    ):
+        stack.wait_ready()
+        count = 0.0
+        for _ in range(2):
+            assert send(stack, "/generate", generation(2))[0] == 200
+            count = failed(stack, count)
+        why = "there is no TLS with it: invalid peer certificate"
+        assert stack.log.count(why) == stack.log.count("The collector takes no spans") == 1
+        front.certificate = "server"
+        parent = f"00-{trace}-{CALLER}-01"
+        assert send(stack, "/generate", generation(2), traceparent=parent)[0] == 200
+        spans = collector.spans("infer", "shard.prefill", "shard.decode", trace=trace)
+        assert {span["name"] for span in spans} >= {"POST /generate", "generate", "queued"}
+        assert "The collector takes spans again" in stack.log
 
 
 def test_a_waterfall_in_the_answer_needs_no_collector(server: Stack):

@@ -17,8 +17,8 @@ use axum::response::Response;
 use headrace_config::Serve;
 use headrace_engine::{Sampling, SeqTrace};
 use headrace_otlp::{
-    Counts, Exporter, Limits, Protocol, Span, SpanId, Target, TargetError, TraceId, Worker,
-    exporter,
+    ClientCertificate, Counts, Exporter, Limits, Protocol, Span, SpanId, Target, TargetError, Tls,
+    TraceId, Worker, exporter,
 };
 
 use self::sampler::Sampler;
@@ -116,6 +116,7 @@ impl Tracing {
                 Protocol::HttpProtobuf
             },
             endpoint: endpoint.clone(),
+            tls: asked.tls.as_ref().map(tls),
             headers: headers
                 .map(|pair| (pair.name.clone(), pair.value.clone()))
                 .collect(),
@@ -409,6 +410,16 @@ fn http(request: &Request) -> Http {
         agent: agent.and_then(|agent| agent.to_str().ok().map(str::to_owned)),
         status: 0,
         error: None,
+    }
+}
+
+fn tls(asked: &headrace_config::Tls) -> Tls {
+    Tls {
+        roots: asked.roots.clone(),
+        client: asked.client.as_ref().map(|own| ClientCertificate {
+            certificate: own.certificate.clone(),
+            key: own.key.clone(),
+        }),
     }
 }
 

@@ -141,10 +141,27 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class ClientCertificate:
+    """A certificate of the server's own and its private key: files of PEM."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Tls:
+    """TLS to the collector: a file of PEM with the roots that are trusted, and what it is shown."""
+
+    roots: Path
+    client: ClientCertificate | None
+
+
+@dataclass(frozen=True)
 class Traces:
     """Which requests are traced and how their spans travel."""
 
     protocol: str
+    tls: Tls | None
     headers: list[Pair]
     resource: list[Pair]
     sampler: str

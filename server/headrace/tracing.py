@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headrace.config import Serve, Telemetry
+from headrace.config import Serve, Telemetry, Tls
 from headrace.telemetry import NoTracer, TraceContext, Tracer, trace_contexts
 from headrace.wire import Plan, RowFlag
 
@@ -208,8 +208,10 @@ class OtlpSink:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-        # It warns of each batch that fails; we warn of the first.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        # It warns of each batch that fails; we warn of the first, with what it says then.
+        reason = _Reason()
+        logger = logging.getLogger("opentelemetry")
+        logger.handlers, logger.propagate = [reason], False
         traces = telemetry.traces
         resource = {pair.name: pair.value for pair in traces.resource} | {
             "service.name": telemetry.otlp_service_name,
@@ -224,7 +226,7 @@ class OtlpSink:
             shutdown_on_exit=False,
         )
         processor = BatchSpanProcessor(
-            _warned(_exporter(telemetry)),
+            _warned(_exporter(telemetry), reason),
             max_queue_size=traces.queue_max,
             schedule_delay_millis=traces.delay_ms,
             max_export_batch_size=traces.batch_max,
@@ -289,25 +291,67 @@ def _exporter(telemetry: Telemetry) -> Any:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
         return OTLPSpanExporter(
-            endpoint=telemetry.otlp_endpoint, insecure=True, headers=headers, timeout=seconds
+            endpoint=telemetry.otlp_endpoint,
+            insecure=traces.tls is None,
+            credentials=traces.tls and _credentials(traces.tls),
+            headers=headers,
+            timeout=seconds,
         )
+    import requests
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
 
-    return OverHttp(endpoint=telemetry.otlp_endpoint, headers=headers, timeout=seconds)
+    # It would take roots, passwords and proxies from the environment, before those that we name.
+    session = requests.Session()
+    session.trust_env = False
+    own = traces.tls.client if traces.tls else None
+    return OverHttp(
+        endpoint=telemetry.otlp_endpoint,
+        certificate_file=str(traces.tls.roots) if traces.tls else None,
+        client_certificate_file=str(own.certificate) if own else None,
+        client_key_file=str(own.key) if own else None,
+        headers=headers,
+        timeout=seconds,
+        session=session,
+    )
 
 
-def _warned(inner: Any) -> Any:
-    """The same exporter, which says once that spans do not arrive."""
+def _credentials(tls: Tls) -> Any:
+    """TLS of gRPC; raises `OSError` where a file is gone."""
+    import grpc
+
+    own = tls.client
+    return grpc.ssl_channel_credentials(
+        root_certificates=tls.roots.read_bytes(),
+        private_key=own.key.read_bytes() if own else None,
+        certificate_chain=own.certificate.read_bytes() if own else None,
+    )
+
+
+class _Reason(logging.Handler):
+    """Keeps the first warning of a batch, which says why it did not arrive; later ones need not."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and not self.text:
+            self.text = record.getMessage()
+
+
+def _warned(inner: Any, reason: _Reason) -> Any:
+    """The same exporter, which says once that spans do not arrive, and why."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     class Warned(SpanExporter):
         is_away = False
 
         def export(self, spans: Any) -> Any:
+            reason.text = ""
             result = inner.export(spans)
             failed = result is not SpanExportResult.SUCCESS
             if failed and not self.is_away:
-                log.warning("the collector takes no spans; they are dropped until it does")
+                log.warning(
+                    "the collector takes no spans; they are dropped until it does: %s", reason.text
+                )
             self.is_away = failed
             return result
 

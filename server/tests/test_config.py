@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace.config import Serve
+from headrace.config import Serve, Tls
 from headrace.errors import ConfigError
 
 
@@ -91,6 +91,7 @@ def example() -> dict[str, Any]:
             "otlp_service_name": "headrace",
             "traces": {
                 "protocol": "grpc",
+                "tls": {"roots": "/some/ca.pem", "client": None},
                 "headers": [{"name": "key", "value": "sesame"}],
                 "resource": [],
                 "sampler": "always_on",
@@ -115,6 +116,7 @@ def test_a_whole_file_is_read(tmp_path: Path):
     assert (serve.watermark.gamma, serve.watermark.delta) == (0.25, -2.0)
     assert [entry.rank for entry in serve.shards] == [0, 1]
     assert serve.shard(1).device_index == 1
+    assert serve.telemetry.traces.tls == Tls(Path("/some/ca.pem"), None)
 
 
 def test_absent_options_are_none():

@@ -2,24 +2,35 @@
 
 import builtins
 import logging
+import queue
+import ssl
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from test_batch import first_plan, i32
 from test_config import example
 
-from headrace.config import Serve
+from headrace.config import ClientCertificate, Serve, Tls
 from headrace.telemetry import NoTracer
 from headrace.tracing import (
     LINKS_MAX,
     STEPS_MAX,
+    OtlpSink,
     SpanTracer,
     StepSpan,
     StepSpans,
+    _Reason,
+    _warned,
     start_tracing,
 )
 from headrace.wire import Plan, RowFlag
@@ -181,3 +192,128 @@ def test_without_the_sdk_a_shard_serves_and_says_so(
         tracer = start_tracing(serve(otlp_endpoint="http://127.0.0.1:1"), 0)
     assert isinstance(tracer, NoTracer)
     assert len(caplog.records) == 1 and "opentelemetry-sdk" in caplog.text
+
+
+# Certificates of tests; make.sh beside them says whose they are.
+FILES = Path(__file__).parents[2] / "router" / "otlp" / "testdata"
+OURS = ClientCertificate(FILES / "client.pem", FILES / "client.key")
+
+Take = Callable[[bytes], None]
+
+
+@contextmanager
+def by_grpc(take: Take) -> Iterator[str]:
+    """A collector that asks for a certificate; its endpoint."""
+
+    def export(request: bytes, _: grpc.ServicerContext) -> bytes:
+        take(request)
+        return b""
+
+    handler = grpc.method_handlers_generic_handler(
+        "opentelemetry.proto.collector.trace.v1.TraceService",
+        {"Export": grpc.unary_unary_rpc_method_handler(export)},
+    )
+    server = grpc.server(ThreadPoolExecutor(1), [handler])
+    pair = ((FILES / "server.key").read_bytes(), (FILES / "server.pem").read_bytes())
+    roots = (FILES / "ca.pem").read_bytes()
+    credentials = grpc.ssl_server_credentials([pair], roots, require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    yield f"https://127.0.0.1:{port}"
+    server.stop(None)
+
+
+@contextmanager
+def by_http(take: Take) -> Iterator[str]:
+    """The same, by HTTP."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            take(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(FILES / "server.pem", FILES / "server.key")
+    context.load_verify_locations(FILES / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}/v1/traces"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+COLLECTORS = pytest.mark.parametrize(
+    ("protocol", "collector"), [("grpc", by_grpc), ("http/protobuf", by_http)]
+)
+
+
+def secured(protocol: str, endpoint: str, tls: Tls) -> OtlpSink:
+    telemetry = serve(otlp_endpoint=endpoint).telemetry
+    # The exporter says what went wrong only where it has the time to try again, after a second.
+    traces = replace(telemetry.traces, protocol=protocol, tls=tls, timeout_ms=3000)
+    return OtlpSink(replace(telemetry, traces=traces), 0)
+
+
+def made() -> StepSpan:
+    return StepSpans(rank=0).add(traced(0, [(0, 1)]), 10, 20)[0]
+
+
+@COLLECTORS
+def test_spans_travel_by_tls_and_show_our_certificate(
+    protocol: str, collector: Any, monkeypatch: pytest.MonkeyPatch
+):
+    # What serve.json names counts, whatever libraries find in the environment.
+    for name in ("REQUESTS_CA_BUNDLE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+        monkeypatch.setenv(name, str(FILES / "other.pem"))
+    taken: queue.Queue[bytes] = queue.Queue()
+    with collector(taken.put) as endpoint:
+        sink = secured(protocol, endpoint, Tls(FILES / "ca.pem", OURS))
+        sink.emit(made())
+        sink.close()
+        assert b"shard.prefill" in taken.get(timeout=30)
+
+
+@COLLECTORS
+def test_a_collector_that_nobody_vouches_for_gets_none_and_the_reason_is_told(
+    protocol: str, collector: Any, caplog: pytest.LogCaptureFixture
+):
+    taken: queue.Queue[bytes] = queue.Queue()
+    with collector(taken.put) as endpoint, caplog.at_level(logging.WARNING):
+        sink = secured(protocol, endpoint, Tls(FILES / "other.pem", OURS))
+        sink.emit(made())
+        sink._provider.force_flush()
+        sink.close()
+    assert taken.empty()
+    assert [record.name for record in caplog.records] == ["headrace.tracing"]
+    assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+
+
+def test_a_collector_that_is_away_is_told_of_once_until_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+):
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    reason = _Reason()
+    outcomes = iter(["away", "still away", "", "away again"])
+
+    class Fake(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            why = next(outcomes)
+            for text in (why, "retries are over"):
+                reason.handle(logging.makeLogRecord({"levelno": logging.WARNING, "msg": text}))
+            return SpanExportResult.FAILURE if why else SpanExportResult.SUCCESS
+
+    exporter = _warned(Fake(), reason)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            exporter.export([])
+    assert [record.args for record in caplog.records] == [("away",), ("away again",)]

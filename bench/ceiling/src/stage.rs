@@ -231,6 +231,7 @@ fn telemetry(load: &Load) -> config::Telemetry {
         otlp_service_name: "ceiling".into(),
         traces: config::Traces {
             protocol: "grpc".into(),
+            tls: None,
             headers: Vec::new(),
             resource: Vec::new(),
             sampler: "traceidratio".into(),

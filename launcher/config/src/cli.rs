@@ -357,7 +357,7 @@ pub struct TelemetryArgs {
     /// Log JSON objects, one a line
     #[arg(long, env = "JSON_OUTPUT")]
     pub json_output: bool,
-    /// OpenTelemetry collector, such as http://host:4317
+    /// OpenTelemetry collector, such as http://host:4317 or https://host:4317
     #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
     /// Service name of the traces
@@ -528,7 +528,7 @@ impl Typed {
 
 /// What SageMaker's containers call our variables, and OpenTelemetry's for all signals instead of
 /// traces alone.
-const OTHER_NAMES: [(&str, &str); 9] = [
+const OTHER_NAMES: [(&str, &str); 13] = [
     ("MODEL_ID", "HF_MODEL_ID"),
     ("REVISION", "HF_MODEL_REVISION"),
     ("NUM_SHARD", "SM_NUM_GPUS"),
@@ -546,6 +546,22 @@ const OTHER_NAMES: [(&str, &str); 9] = [
     (
         "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
         "OTEL_EXPORTER_OTLP_TIMEOUT",
+    ),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
+        "OTEL_EXPORTER_OTLP_INSECURE",
+    ),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    ),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    ),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY",
     ),
 ];
 

@@ -203,7 +203,8 @@ pub struct Telemetry {
     /// EnvFilter syntax, `info` by default.
     pub log_level: String,
     pub json_output: bool,
-    /// Where spans go, in full: `http://host:port` for gRPC, with the path for HTTP. `None`: nowhere.
+    /// Where spans go, in full: `http://host:port`, or `https`, for gRPC; with the path for HTTP.
+    /// `None`: nowhere.
     pub otlp_endpoint: Option<String>,
     pub otlp_service_name: String,
     pub traces: Traces,
@@ -215,6 +216,8 @@ pub struct Telemetry {
 pub struct Traces {
     /// `grpc` or `http/protobuf`.
     pub protocol: String,
+    /// What a connection by `https` is made with; `None` where the endpoint is another.
+    pub tls: Option<Tls>,
     /// Sent with every batch of spans.
     pub headers: Vec<Pair>,
     /// Attributes of the process, beside its service name.
@@ -233,6 +236,26 @@ pub struct Traces {
     pub delay_ms: u64,
 }
 
+/// TLS to the collector: files of PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Root certificates that are trusted; no others are.
+    pub roots: PathBuf,
+    /// What a collector that asks for one is shown.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate of the server's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// It, and those between it and a root.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// A name and what it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -248,6 +271,7 @@ impl fmt::Debug for Traces {
         let headers: Vec<&str> = self.headers.iter().map(|pair| pair.name.as_str()).collect();
         f.debug_struct("Traces")
             .field("protocol", &self.protocol)
+            .field("tls", &self.tls)
             .field("headers (values hidden)", &headers)
             .field("resource", &self.resource)
             .field("sampler", &self.sampler)

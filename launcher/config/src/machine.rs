@@ -1,8 +1,18 @@
-//! What the defaults depend on: cores and GPUs.
+//! What the defaults depend on: cores, GPUs, and whom the system trusts.
 
 use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::thread;
+
+/// Where systems keep the root certificates that they trust, in one file of PEM: Debian and Alpine,
+/// Red Hat, SUSE, and others with macOS.
+const ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// The facts of a machine that defaults are computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +23,8 @@ pub struct Machine {
     pub gpus: u32,
     /// How many of them a variable names, when one does.
     pub gpus_named: Option<u32>,
+    /// File of the root certificates that the system trusts.
+    pub roots: Option<&'static str>,
 }
 
 // === impl Machine ===
@@ -36,6 +48,7 @@ impl Machine {
             cores,
             gpus,
             gpus_named: gpus_named(env, gpus),
+            roots: ROOTS.into_iter().find(|path| Path::new(path).is_file()),
         }
     }
 

@@ -1,4 +1,5 @@
-//! What was typed → what is meant: every default, every check. Pure: the machine is an argument.
+//! What was typed → what is meant: every default, every check. Pure, but for the files that are named:
+//! the machine is an argument.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
@@ -95,14 +96,32 @@ pub enum ConfigError {
     )]
     NotServed { format: &'static str },
     #[error(
-        "{flag} is `http://host:port`, or `host:port`, of an OpenTelemetry collector; it is {value:?}"
+        "{flag} is `http://host:port`, `https://host:port` or `host:port` of an OpenTelemetry \
+         collector; it is {value:?}"
     )]
     NoEndpoint { flag: &'static str, value: String },
+    #[error("{flag}: {path} cannot be read: {why}")]
+    Unreadable {
+        flag: &'static str,
+        path: PathBuf,
+        why: String,
+    },
+    #[error("{flag}: {path} has no {what}")]
+    NotInFile {
+        flag: &'static str,
+        path: PathBuf,
+        what: &'static str,
+    },
+    #[error("{given} is set and {missing} is not: a certificate and its key go together")]
+    HalfAPair {
+        given: &'static str,
+        missing: &'static str,
+    },
     #[error(
-        "{flag} is {value:?}: spans are sent without TLS; give a collector of this machine or \
-         network, by http://"
+        "spans go to a collector by https, and this system has no root certificates to trust: \
+         install them (`ca-certificates`), or name a file of some in OTEL_EXPORTER_OTLP_CERTIFICATE"
     )]
-    EndpointTls { flag: &'static str, value: String },
+    NoRoots,
     #[error("{flag} is a list of name=value, with commas between; it has {value:?}")]
     NoPair { flag: &'static str, value: String },
     #[error("{flag} must lie between 0 and 1, it is {value}")]
@@ -155,6 +174,7 @@ pub fn resolve(typed: &Typed, machine: &Machine) -> Result<Resolved, ConfigError
             machine.cores
         ));
     }
+    let otlp_endpoint = traces::endpoint(typed)?;
     let serve = Serve {
         model: model(typed)?,
         device: device(typed, machine, num_shard)?,
@@ -166,9 +186,9 @@ pub fn resolve(typed: &Typed, machine: &Machine) -> Result<Resolved, ConfigError
         telemetry: Telemetry {
             log_level: typed.telemetry.log_level.clone(),
             json_output: typed.telemetry.json_output,
-            otlp_endpoint: traces::endpoint(typed)?,
             otlp_service_name: typed.telemetry.otlp_service_name.clone(),
-            traces: traces::traces(&typed.traces)?,
+            traces: traces::traces(&typed.traces, otlp_endpoint.as_deref(), machine)?,
+            otlp_endpoint,
         },
     };
     let process = &typed.process;

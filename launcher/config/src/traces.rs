@@ -1,17 +1,29 @@
 //! Where spans go, as typed or as OpenTelemetry's variables have it.
 
-use std::fmt;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use crate::cli::Typed;
+use crate::machine::Machine;
 use crate::resolve::ConfigError;
-use crate::{Pair, Traces};
+use crate::{ClientCertificate, Pair, Tls, Traces};
 
+const HTTP: &str = "http://";
+const HTTPS: &str = "https://";
 /// What HTTP posts spans to.
 const PATH: &str = "/v1/traces";
 /// Spans that may wait at most: some hundred bytes each.
 const QUEUE_MAX: u64 = 10_000_000;
+/// What stands before the base64 of PEM.
+const CERTIFICATE: [&str; 1] = ["-----BEGIN CERTIFICATE-----"];
+const KEY: [&str; 3] = [
+    "-----BEGIN PRIVATE KEY-----",
+    "-----BEGIN EC PRIVATE KEY-----",
+    "-----BEGIN RSA PRIVATE KEY-----",
+];
 /// What a collector may take, and a span may wait, at most: ten minutes.
 const TIME_MAX_MS: u64 = 600_000;
 
@@ -60,6 +72,42 @@ pub struct TraceArgs {
         value_name = "URL"
     )]
     pub otlp_any_endpoint: Option<String>,
+    /// Whether an address for gRPC that names neither http nor https is one without TLS
+    #[arg(
+        long,
+        hide = true,
+        env = "OTEL_EXPORTER_OTLP_TRACES_INSECURE",
+        value_name = "true|false",
+        value_parser = BoolishValueParser::new()
+    )]
+    pub otlp_insecure: Option<bool>,
+    /// PEM file of the root certificates that a collector is trusted by, instead of the system's
+    #[arg(
+        long,
+        hide = true,
+        env = "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+        value_name = "FILE"
+    )]
+    pub otlp_certificate: Option<PathBuf>,
+    /// PEM file of the certificate that a collector is shown
+    #[arg(
+        long,
+        hide = true,
+        env = "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+        value_name = "FILE"
+    )]
+    pub otlp_client_certificate: Option<PathBuf>,
+    /// PEM file of its private key
+    #[arg(
+        long,
+        hide = true,
+        env = "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+        value_name = "FILE"
+    )]
+    pub otlp_client_key: Option<PathBuf>,
+    /// PEM file of the root certificates that the system trusts
+    #[arg(long, hide = true, env = "SSL_CERT_FILE", value_name = "FILE")]
+    pub ssl_cert_file: Option<PathBuf>,
     /// Headers sent with spans: name=value,…
     #[arg(
         long,
@@ -185,15 +233,25 @@ pub(crate) fn endpoint(typed: &Typed) -> Result<Option<String>, ConfigError> {
     let Some((value, (flag, is_base))) = given else {
         return Ok(None);
     };
-    let address = plain(flag, value)?;
-    let adds_path =
-        is_base && asked.otlp_protocol == OtlpProtocol::HttpProtobuf && !address.ends_with(PATH);
+    let (scheme, address) = parted(flag, value)?;
+    let is_grpc = asked.otlp_protocol == OtlpProtocol::Grpc;
+    // Without the variable such an address means what it means to TGI.
+    let scheme = scheme.unwrap_or(if is_grpc && asked.otlp_insecure == Some(false) {
+        HTTPS
+    } else {
+        HTTP
+    });
+    let adds_path = is_base && !is_grpc && !address.ends_with(PATH);
     let path = if adds_path { PATH } else { "" };
-    Ok(Some(format!("http://{address}{path}")))
+    Ok(Some(format!("{scheme}{address}{path}")))
 }
 
-/// Everything else about traces.
-pub(crate) fn traces(asked: &TraceArgs) -> Result<Traces, ConfigError> {
+/// Everything else about traces, whose spans go to `endpoint`.
+pub(crate) fn traces(
+    asked: &TraceArgs,
+    endpoint: Option<&str>,
+    machine: &Machine,
+) -> Result<Traces, ConfigError> {
     let ratio = asked.traces_sampler_arg;
     if !(0.0..=1.0).contains(&ratio) {
         let flag = "--traces-sampler-arg";
@@ -211,6 +269,10 @@ pub(crate) fn traces(asked: &TraceArgs) -> Result<Traces, ConfigError> {
     )?;
     Ok(Traces {
         protocol: name(&asked.otlp_protocol),
+        tls: match endpoint {
+            Some(endpoint) if endpoint.starts_with(HTTPS) => Some(tls(asked, machine)?),
+            _ => None,
+        },
         headers: pairs(
             "OTEL_EXPORTER_OTLP_HEADERS",
             asked.otlp_headers.as_deref(),
@@ -241,36 +303,78 @@ enum Shown {
     No,
 }
 
-/// `host:port` and perhaps a path, without a slash at its end.
-fn plain<'a>(flag: &'static str, value: &'a str) -> Result<&'a str, ConfigError> {
-    let value = value.trim();
-    let owned = || value.to_owned();
-    let rest = match value.split_once("://") {
-        Some(("http", rest)) => rest,
-        Some(("https", _)) => {
-            return Err(ConfigError::EndpointTls {
-                flag,
-                value: owned(),
-            });
-        }
-        Some(_) => {
-            return Err(ConfigError::NoEndpoint {
-                flag,
-                value: owned(),
-            });
-        }
-        None => value,
+/// Whom a collector is trusted by, and what it is shown. Every file is looked into: a server does
+/// not load a model to find that it cannot read a certificate.
+fn tls(asked: &TraceArgs, machine: &Machine) -> Result<Tls, ConfigError> {
+    let certificate = |flag, path| file(flag, path, &CERTIFICATE, "certificate in PEM");
+    let roots = match (&asked.otlp_certificate, &asked.ssl_cert_file) {
+        (Some(path), _) => certificate("OTEL_EXPORTER_OTLP_CERTIFICATE", path)?,
+        (None, Some(path)) => certificate("SSL_CERT_FILE", path)?,
+        (None, None) => machine.roots.ok_or(ConfigError::NoRoots)?.into(),
     };
+    let (named, key) = (
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    );
+    let half = |given, missing| Err(ConfigError::HalfAPair { given, missing });
+    let client = match (&asked.otlp_client_certificate, &asked.otlp_client_key) {
+        (None, None) => None,
+        (Some(_), None) => return half(named, key),
+        (None, Some(_)) => return half(key, named),
+        (Some(path), Some(its)) => Some(ClientCertificate {
+            certificate: certificate(named, path)?,
+            key: file(key, its, &KEY, "private key in PEM that needs no password")?,
+        }),
+    };
+    Ok(Tls { roots, client })
+}
+
+/// The whole path of a file that has one of these lines.
+fn file(
+    flag: &'static str,
+    path: &Path,
+    lines: &[&str],
+    what: &'static str,
+) -> Result<PathBuf, ConfigError> {
+    let whole = std::path::absolute(path);
+    let read = whole.and_then(|whole| Ok((fs::read(&whole)?, whole)));
+    let (text, whole) = read.map_err(|error| ConfigError::Unreadable {
+        flag,
+        path: path.to_owned(),
+        why: error.to_string(),
+    })?;
+    let text = String::from_utf8_lossy(&text);
+    if lines.iter().any(|line| text.contains(line)) {
+        return Ok(whole);
+    }
+    Err(ConfigError::NotInFile {
+        flag,
+        path: path.to_owned(),
+        what,
+    })
+}
+
+/// The scheme, if it has one, and `host:port` and perhaps a path, without a slash at its end.
+fn parted<'a>(
+    flag: &'static str,
+    value: &'a str,
+) -> Result<(Option<&'static str>, &'a str), ConfigError> {
+    let value = value.trim();
+    let (scheme, rest) = [HTTP, HTTPS]
+        .into_iter()
+        .find_map(|scheme| Some((Some(scheme), value.strip_prefix(scheme)?)))
+        .unwrap_or((None, value));
     let rest = rest.trim_end_matches('/');
     let host = rest.split('/').next().unwrap_or_default();
     let is_address = !host.is_empty() && !host.starts_with(':') && rest.is_ascii();
-    if !is_address || rest.contains(char::is_whitespace) || rest.contains('@') {
+    let is_other = scheme.is_none() && rest.contains("://");
+    if !is_address || is_other || rest.contains(char::is_whitespace) || rest.contains('@') {
         return Err(ConfigError::NoEndpoint {
             flag,
-            value: owned(),
+            value: value.to_owned(),
         });
     }
-    Ok(rest)
+    Ok((scheme, rest))
 }
 
 /// `a=b,c=d`, whose values may have bytes written as `%20`.

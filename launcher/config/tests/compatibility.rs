@@ -12,6 +12,7 @@ const MACHINE: Machine = Machine {
     cores: 8,
     gpus: 0,
     gpus_named: None,
+    roots: None,
 };
 /// Every flag of TGI's launcher, but for help and version.
 const FLAGS: &str = "

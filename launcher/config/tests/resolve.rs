@@ -12,11 +12,13 @@ const CPU: Machine = Machine {
     cores: 8,
     gpus: 0,
     gpus_named: None,
+    roots: None,
 };
 const TWO_GPUS: Machine = Machine {
     cores: 16,
     gpus: 2,
     gpus_named: None,
+    roots: None,
 };
 
 /// Arguments and variables as one would write them: `"PORT=80 --model-id a/b"`.
@@ -417,7 +419,11 @@ fn what_no_span_can_be_sent_to_is_refused() {
     for (line, why) in [
         (
             "--otlp-endpoint https://a:4317",
-            "--otlp-endpoint is \"https://a:4317\": spans are sent without TLS",
+            "this system has no root certificates to trust",
+        ),
+        (
+            "--otlp-endpoint https://:4317",
+            "--otlp-endpoint is `http://host:port`",
         ),
         (
             "--otlp-endpoint ftp://a",
@@ -453,6 +459,125 @@ fn what_no_span_can_be_sent_to_is_refused() {
         ),
     ] {
         let error = resolved(line, CPU).expect_err(line);
+        assert!(error.contains(why), "{line}: {error}");
+    }
+}
+
+/// Files of PEM as tests need them.
+const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../router/otlp/testdata");
+
+#[test]
+fn a_collector_is_trusted_by_the_system_s_roots_or_by_those_that_are_named() {
+    let system = Machine {
+        roots: Some("/etc/roots.pem"),
+        ..CPU
+    };
+    let roots = |line: &str| {
+        let serve = resolved(line, system).expect(line).serve;
+        let tls = serve.telemetry.traces.tls?;
+        let roots = tls.roots.to_str().map(str::to_owned);
+        Some((serve.telemetry.otlp_endpoint?, roots?))
+    };
+    let ca = format!("{FILES}/ca.pem");
+    let other = format!("{FILES}/other.pem");
+    let by_https = "https://a:1".to_owned();
+    for (line, expected) in [
+        ("--otlp-endpoint http://a:1", None),
+        ("--otlp-endpoint a:1", None),
+        (
+            "--otlp-endpoint http://a:1 OTEL_EXPORTER_OTLP_CERTIFICATE=missing",
+            None,
+        ),
+        ("--otlp-endpoint https://a:1 OTEL_SDK_DISABLED=true", None),
+        ("--otlp-endpoint a:1 OTEL_EXPORTER_OTLP_INSECURE=true", None),
+        (
+            "--otlp-endpoint http://a:1 OTEL_EXPORTER_OTLP_INSECURE=false",
+            None,
+        ),
+        (
+            "--otlp-endpoint a:1 OTEL_EXPORTER_OTLP_INSECURE=false --otlp-protocol http/protobuf",
+            None,
+        ),
+        ("--otlp-endpoint https://a:1/", Some("/etc/roots.pem")),
+        (
+            "--otlp-endpoint a:1 OTEL_EXPORTER_OTLP_INSECURE=false",
+            Some("/etc/roots.pem"),
+        ),
+        (
+            "--otlp-endpoint https://a:1 SSL_CERT_FILE=CA",
+            Some(ca.as_str()),
+        ),
+        (
+            "--otlp-endpoint https://a:1 SSL_CERT_FILE=missing OTEL_EXPORTER_OTLP_CERTIFICATE=CA",
+            Some(ca.as_str()),
+        ),
+        (
+            "--otlp-endpoint https://a:1 OTEL_EXPORTER_OTLP_CERTIFICATE=CA \
+             OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE=OTHER",
+            Some(other.as_str()),
+        ),
+    ] {
+        let line = line.replace("=CA", &format!("={ca}"));
+        let line = line.replace("=OTHER", &format!("={other}"));
+        let expected = expected.map(|roots| (by_https.clone(), roots.to_owned()));
+        assert_eq!(roots(&line), expected, "{line}");
+    }
+    let line = "--otlp-endpoint https://a:1 --otlp-protocol http/protobuf";
+    assert_eq!(
+        roots(line).expect("it has roots").0,
+        "https://a:1/v1/traces"
+    );
+}
+
+#[test]
+fn a_certificate_for_the_collector_comes_with_its_key() {
+    let endpoint = format!(
+        "--otlp-endpoint https://a:1 OTEL_EXPORTER_OTLP_CERTIFICATE={FILES}/ca.pem \
+         OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE={FILES}/client.pem"
+    );
+    let line = format!("{endpoint} OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY={FILES}/client.key");
+    let client = serve(&line).telemetry.traces.tls.expect("TLS").client;
+    let client = client.expect("a certificate");
+    assert!(client.certificate.is_absolute() && client.certificate.ends_with("client.pem"));
+    assert!(client.key.is_absolute() && client.key.ends_with("client.key"));
+    let error = resolved(&endpoint, CPU).expect_err("half a pair");
+    assert_eq!(
+        error,
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is set and OTEL_EXPORTER_OTLP_CLIENT_KEY is not: \
+         a certificate and its key go together"
+    );
+}
+
+#[test]
+fn a_file_without_what_it_should_have_is_refused_by_its_name() {
+    let ca = format!("OTEL_EXPORTER_OTLP_CERTIFICATE={FILES}/ca.pem");
+    let client = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE";
+    for (line, why) in [
+        (
+            "OTEL_EXPORTER_OTLP_CERTIFICATE=/nowhere/ca.pem".to_owned(),
+            "OTEL_EXPORTER_OTLP_CERTIFICATE: /nowhere/ca.pem cannot be read: No such file",
+        ),
+        (
+            format!("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE={FILES}/client.key"),
+            "testdata/client.key has no certificate in PEM",
+        ),
+        (
+            "SSL_CERT_FILE=/nowhere/ca.pem".to_owned(),
+            "SSL_CERT_FILE: /nowhere/ca.pem cannot be read",
+        ),
+        (
+            format!("{ca} {client}={FILES}/client.key OTEL_EXPORTER_OTLP_CLIENT_KEY=key"),
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: ",
+        ),
+        (
+            format!(
+                "{ca} {client}={FILES}/client.pem OTEL_EXPORTER_OTLP_CLIENT_KEY={FILES}/ca.pem"
+            ),
+            "testdata/ca.pem has no private key in PEM that needs no password",
+        ),
+    ] {
+        let line = format!("--otlp-endpoint https://a:1 {line}");
+        let error = resolved(&line, CPU).expect_err(&line);
         assert!(error.contains(why), "{line}: {error}");
     }
 }

@@ -1,11 +1,15 @@
 //! One batch to the collector: a unary call of gRPC, or a POST.
 
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Uri};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -18,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
 use crate::pb::{ExportReply, ExportRequest};
+use crate::tls::{self, Tls};
 
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
@@ -35,8 +40,10 @@ pub enum Protocol {
 #[derive(Debug, Clone)]
 pub struct Target {
     pub protocol: Protocol,
-    /// `http://host:port`, with the path for HTTP.
+    /// `http://host:port` or `https://host:port`, with the path for HTTP.
     pub endpoint: String,
+    /// What `https` is made with; without it no collector is trusted.
+    pub tls: Option<Tls>,
     /// Sent with every batch.
     pub headers: Vec<(String, String)>,
     /// What it may take to answer.
@@ -50,6 +57,8 @@ pub enum TargetError {
     Endpoint(String),
     #[error("{name:?} cannot be a header of HTTP, or its value cannot")]
     Header { name: String },
+    #[error("{}: {why}", path.display())]
+    Pem { path: PathBuf, why: String },
 }
 
 /// Why a batch did not arrive.
@@ -59,6 +68,8 @@ pub(crate) enum SendError {
     Late(Duration),
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
+    #[error("there is no TLS with it: {0}")]
+    Untrusted(String),
     #[error("it refused them: {0}")]
     Refused(String),
     #[error("it took all but {count}: {message}")]
@@ -76,10 +87,13 @@ pub(crate) struct Client {
 enum Way {
     Grpc(Channel),
     Http {
-        client: HttpClient<HttpConnector, Full<Bytes>>,
+        client: HttpClient<Connector, Full<Bytes>>,
         uri: Uri,
     },
 }
+
+/// TCP, and TLS upon it where the address says `https`.
+type Connector = HttpsConnector<HttpConnector>;
 
 // === impl Client ===
 
@@ -91,10 +105,12 @@ impl Client {
             Protocol::Grpc => {
                 let endpoint = Endpoint::from_shared(target.endpoint.clone());
                 let endpoint = endpoint.map_err(|error| wrong(&error))?;
-                Way::Grpc(endpoint.connect_timeout(target.timeout).connect_lazy())
+                let endpoint = endpoint.connect_timeout(target.timeout);
+                Way::Grpc(endpoint.connect_with_connector_lazy(connector(target, b"h2")?))
             }
             Protocol::HttpProtobuf => Way::Http {
-                client: HttpClient::builder(TokioExecutor::new()).build_http(),
+                client: HttpClient::builder(TokioExecutor::new())
+                    .build(connector(target, b"http/1.1")?),
                 uri: target.endpoint.parse().map_err(|error| wrong(&error))?,
             },
         };
@@ -129,7 +145,6 @@ impl Client {
         channel: &Channel,
         batch: ExportRequest,
     ) -> Result<ExportReply, SendError> {
-        let unreachable = |error: &tonic::transport::Error| SendError::Unreachable(deepest(error));
         let mut grpc = Grpc::new(channel.clone());
         grpc.ready().await.map_err(|error| unreachable(&error))?;
         let mut request = tonic::Request::new(batch);
@@ -140,9 +155,8 @@ impl Client {
             .await;
         match reply {
             Ok(reply) => Ok(reply.into_inner()),
-            Err(status) if status.code() == tonic::Code::Unavailable => {
-                Err(SendError::Unreachable(deepest(&status)))
-            }
+            // A status that a collector sent has no error beneath it.
+            Err(status) if status.source().is_some() => Err(unreachable(&status)),
             Err(status) => Err(SendError::Refused(format!(
                 "{:?}: {}",
                 status.code(),
@@ -153,7 +167,7 @@ impl Client {
 
     async fn post(
         &self,
-        client: &HttpClient<HttpConnector, Full<Bytes>>,
+        client: &HttpClient<Connector, Full<Bytes>>,
         uri: &Uri,
         batch: &ExportRequest,
     ) -> Result<ExportReply, SendError> {
@@ -169,7 +183,7 @@ impl Client {
         let reply = client
             .request(request)
             .await
-            .map_err(|error| SendError::Unreachable(deepest(&error)))?;
+            .map_err(|error| unreachable(&error))?;
         let status = reply.status();
         if !status.is_success() {
             return Err(refused(format!("HTTP status {status}")));
@@ -194,11 +208,28 @@ fn headers(pairs: &[(String, String)]) -> Result<HeaderMap, TargetError> {
     Ok(headers)
 }
 
-/// The sentence at the bottom, which says what happened.
-fn deepest(error: &dyn std::error::Error) -> String {
+fn connector(target: &Target, protocol: &[u8]) -> Result<Connector, TargetError> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let tls = tls::config(target.tls.as_ref(), protocol)?;
+    Ok(Connector::from((tcp, tls)))
+}
+
+/// Says what happened, which is the sentence at the bottom.
+fn unreachable(error: &(dyn Error + 'static)) -> SendError {
     let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+    loop {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return SendError::Untrusted(tls.to_string());
+        }
+        // An I/O error that wraps another one does not call it its source.
+        let io = error.downcast_ref::<io::Error>();
+        let wrapped = io.and_then(io::Error::get_ref);
+        let below = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static));
+        let Some(below) = below.or_else(|| error.source()) else {
+            return SendError::Unreachable(error.to_string());
+        };
+        error = below;
     }
-    error.to_string()
 }

@@ -31,7 +31,7 @@ pub struct Counts {
     pub sent: u64,
     /// There was no room in the queue.
     pub dropped: u64,
-    /// The collector was away, too slow, or refused them.
+    /// The collector was away, not to be trusted, too slow, or refused them.
     pub failed: u64,
 }
 
@@ -216,7 +216,12 @@ impl Worker {
         let failed = match &outcome {
             Ok(()) => 0,
             Err(SendError::Partly { count: lost, .. }) => (*lost).min(count),
-            Err(SendError::Late(_) | SendError::Unreachable(_) | SendError::Refused(_)) => count,
+            Err(
+                SendError::Late(_)
+                | SendError::Unreachable(_)
+                | SendError::Untrusted(_)
+                | SendError::Refused(_),
+            ) => count,
         };
         self.shared.failed.fetch_add(failed, Ordering::Relaxed);
         self.shared

@@ -6,7 +6,9 @@ mod client;
 mod exporter;
 mod pb;
 mod span;
+mod tls;
 
 pub use client::{Protocol, Target, TargetError};
 pub use exporter::{Counts, Exporter, Limits, Worker, exporter};
 pub use span::{Event, Kind, Link, Span, SpanId, TraceId, Value};
+pub use tls::{ClientCertificate, Tls};

@@ -178,7 +178,7 @@ fn serve() -> Serve {
         "shards": [{"rank": 0, "socket": "/nowhere/0", "device_index": 0, "rendezvous": ""}],
         "telemetry": {"log_level": "info", "json_output": false, "otlp_endpoint": null,
             "otlp_service_name": "router",
-            "traces": {"protocol": "grpc", "headers": [], "resource": [],
+            "traces": {"protocol": "grpc", "tls": null, "headers": [], "resource": [],
                 "sampler": "parentbased_always_on", "sampler_ratio": 1.0, "timeout_ms": 1000,
                 "queue_max": 100, "batch_max": 10, "delay_ms": 10}},
     });

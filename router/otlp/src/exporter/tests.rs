@@ -40,6 +40,7 @@ fn target(protocol: Protocol, endpoint: String) -> Target {
     Target {
         protocol,
         endpoint,
+        tls: None,
         headers: vec![("x-key".to_owned(), "sesame".to_owned())],
         timeout: Duration::from_secs(5),
     }
