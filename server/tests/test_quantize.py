@@ -61,6 +61,25 @@ def test_outputs_are_nearer_than_by_rounding_to_nearest(
         assert torch.equal(made.group_of_X, torch.arange(256) // size)
 
 
+def test_tokens_with_large_streams_do_not_outweigh_all_others() -> None:
+    random = torch.Generator().manual_seed(3)
+    weight_YX = torch.randn(48, 256, generator=random)
+    x_TX, stream_TD = correlated(1000, 256), torch.randn(1000, 64, generator=random)
+    # Two are as the first tokens of real texts: inputs and streams some hundred times as large.
+    x_TX[:2] = 500 * torch.randn(2, 256, generator=random)
+    stream_TD[:2] *= 500
+    counted_TX = command.as_it_counts(x_TX, stream_TD)
+    for token in (0, 7):
+        rms = float(stream_TD[token].square().mean().sqrt())
+        torch.testing.assert_close(counted_TX[token], x_TX[token] / rms)
+
+    def error(inputs_TX: Tensor) -> float:
+        made = quantize(weight_YX, command.moments([inputs_TX[:400], inputs_TX[400:]]), PLAIN)
+        return float((counted_TX @ (made.dequantize() - weight_YX).T).square().mean())
+
+    assert error(counted_TX) < 0.8 * error(x_TX)
+
+
 def test_what_is_packed_is_what_is_unpacked() -> None:
     x_TX = correlated(100, 64)
     made = quantize(torch.randn(16, 64), x_TX.T @ x_TX, replace(PLAIN, act_order=True))

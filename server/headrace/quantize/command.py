@@ -25,6 +25,10 @@ from headrace.quantize.dense import STAGES, DenseBlock
 from headrace.quantize.gptq import Options, quantize
 
 GROUPS = (-1, 32, 64, 128)
+# Stages whose outputs are added to the residual stream.
+ADDING = (1, 3)
+# A token whose embedding is zero counts as one that is this small.
+STREAM_MIN = 1e-6
 _LAYERS = "model.layers."
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -205,7 +209,12 @@ def _layer(
     wrong = whole = 0.0
     for stage, names in enumerate(STAGES):
         inputs = [block.inputs(stage, x_TD.to(device)) for x_TD in streams]
-        moments_XX = None if before is not None else _moments(inputs)
+        moments_XX = None
+        if before is None:
+            given = inputs
+            if stage in ADDING:
+                given = [as_it_counts(i, x) for i, x in zip(inputs, streams, strict=True)]
+            moments_XX = moments(given)
         for name in names:
             weight_YX = block.tensors[f"{name}.weight"]
             if before is not None:
@@ -220,7 +229,7 @@ def _layer(
             wrong += float((rounded - weight_YX).square().sum())
             whole += float(weight_YX.square().sum())
             block.tensors[f"{name}.weight"] = rounded
-        if stage in (1, 3):
+        if stage in ADDING:
             for x_TD, given in zip(streams, inputs, strict=True):
                 x_TD.add_(block.linear(given, names[0]).cpu())
     if before is None:
@@ -230,7 +239,20 @@ def _layer(
     return wrong / whole, before is not None
 
 
-def _moments(inputs: list[Tensor]) -> Tensor:
+def as_it_counts(inputs_TX: Tensor, stream_TD: Tensor) -> Tensor:
+    """Returns what a layer is given that adds to the residual stream, each token over its stream's
+    root mean square.
+
+    What is added wrongly counts by what it is added to, since the next norm divides by that. The
+    first tokens of a text have streams, and inputs of `down_proj`, some hundred times as large as
+    others (Sun et al., "Massive Activations in Large Language Models", 2024): unweighted, these few
+    are nearly all that the moments consist of.
+    """
+    rms_T = stream_TD.square().mean(dim=1).sqrt().clamp(min=STREAM_MIN)
+    return inputs_TX / rms_T.to(inputs_TX.device)[:, None]
+
+
+def moments(inputs: list[Tensor]) -> Tensor:
     """Returns the sum of x xᵀ over all tokens, float32 [X, X]."""
     total_XX = inputs[0].T @ inputs[0]
     for given_TX in inputs[1:]:
