@@ -122,9 +122,9 @@ def test_groups_of_four_bits_are_multiplied_tile_by_tile(
 
 
 def test_groups_refuse_what_they_cannot_read() -> None:
-    assert "no integers" in (groups.refusal(coded("nf4", 64, 128, 64), torch.float16) or "")
+    assert "eight bits" in (groups.refusal(coded("int8", 64, 128, 64), torch.float16) or "")
     assert "multiple" in (groups.refusal(coded("int4", 64, 192, 64), torch.float16) or "")
-    assert "groups of 64" in (groups.refusal(coded("int4", 64, 256, 64), torch.float16) or "")
+    assert "groups of 32" in (groups.refusal(coded("int4", 64, 256, 32), torch.float16) or "")
     assert "float32" in (groups.refusal(coded("int4", 64, 128, 128), torch.float32) or "")
 
 
