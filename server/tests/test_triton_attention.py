@@ -294,6 +294,17 @@ def coded(case: Case, stored: torch.dtype) -> tuple[Case, Case]:
     return of_codes, replace(case, k_cache_NPKE=numbers[0], v_cache_NPKE=numbers[1])
 
 
+def test_a_bad_query_is_a_bad_output_with_codes_too() -> None:
+    heads = Heads(4, 2, 16)
+    case, _ = coded(make(decode_rows([40, 40]), heads, 16, torch.float16), torch.float8_e5m2)
+    case.q_THE[0, 1, 3] = torch.nan
+    case.q_THE[1, 2, 5] = 60000.0
+    made = backend(heads, torch.float16)
+    o_THE = made.attend(case.q_THE, *case.caches, made.plan(case.shape), 0, None, KV_SCALES)
+    assert o_THE[0, 1].isnan().all() and o_THE[0, [0, 2, 3]].isfinite().all()
+    assert o_THE[1].isfinite().all()
+
+
 @stored_in
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize(

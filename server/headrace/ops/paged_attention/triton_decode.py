@@ -592,8 +592,7 @@ def _decode_kernel(  # noqa: PLR0912, PLR0915
         q = tl.load(q_SHE + row * q_stride + at, mask=head_mask, other=0.0)
 
     if k_cache_NPKE.dtype.element_ty.is_fp8() and q.dtype != tl.float32:
-        scaled = tl.clamp(q.to(tl.float32) * scale_in, -FLOAT16_MAX, FLOAT16_MAX)
-        q = scaled.to(tl.float16)
+        q = saturated(q, scale_in, CODE_MAX=FLOAT16_MAX).to(tl.float16)
         scale_in = 1.0
 
     top = tl.full([TILE_HEADS], -float("inf"), tl.float32)
