@@ -92,8 +92,8 @@ def load_engine(
         rows8 = serve.model.quantize_activations
         op_spec = spec.op_spec(dtype, ranks, scheme, kv_dtype, rows8)
         table = ops.select(op_spec, device, serve.device.reference_ops)
-    if rows8 and not serve.device.reference_ops:
-        _refuse_rows8(scheme, table)
+    if rows8:
+        _refuse_rows8(scheme, table, serve.device.reference_ops)
     for line in table.table().splitlines():
         log.info("%s", line)
     model = load_model(
@@ -229,17 +229,18 @@ def _choose_dtype(serve: Serve, device: Device, spec: ModelSpec) -> torch.dtype:
     return DTYPES[serve.device.dtype]
 
 
-def _refuse_rows8(scheme: Scheme, table: ops.OpTable) -> None:
+def _refuse_rows8(scheme: Scheme, table: ops.OpTable, reference_ops: bool) -> None:
     """Raises: ConfigError where nothing multiplies activations of eight bits as asked."""
     flag = "--quantize-activations"
-    if Kind.INT4 not in scheme.kinds:
+    # What is made of 16 bits while loading has four bits only as numbers of a table.
+    if scheme.on_load or Kind.INT4 not in scheme.kinds:
         raise ConfigError(
             f"{flag} rounds what is multiplied with integers of four bits, and weights are "
             f"{scheme.name}: take a checkpoint of gptq, awq or compressed-tensors with four bits, "
             f"or leave the flag out"
         )
     choice = next(choice for choice in table.choices if choice.op == Kind.INT4.value)
-    if choice.name == Reference.name:
+    if choice.name == Reference.name and not reference_ops:
         why = "".join(f"; {name}: {reason}" for name, reason in choice.refused)
         raise ConfigError(f"nothing here multiplies fast what {flag} asks for{why}")
 

@@ -34,6 +34,7 @@ from headrace.ops.quant_matmul.humming import (
 )
 from headrace.ops.quant_matmul.triton import TritonCodedMatmul
 from headrace.ops.rows8.reference import quantize_rows
+from headrace.ops.rows8.triton import TritonQuantizeRows
 
 SPEC = OpSpec(
     heads=8,
@@ -221,4 +222,21 @@ def test_what_the_library_cannot_compile_goes_to_our_kernels_with_a_warning(
     assert [record.getMessage() for record in caplog.records] == [
         "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
         "RuntimeError: Could not locate the NVRTC library in CUDA path"
+    ]
+
+
+def test_activations_that_keep_16_bits_against_the_flag_are_told_once_a_shape(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(humming, "Library", Broken)
+    gpu = device_gpu()
+    ours = TritonCodedMatmul(gpu, torch.float16)
+    asked = HummingCodedMatmul(torch.float16, (9, 0), ours, TritonQuantizeRows(gpu))
+    unasked = HummingCodedMatmul(torch.float16, (9, 0), ours)
+    odd = here(coded("int4", 48, 256, 128))
+    for matmul in (asked, asked, unasked):
+        assert not matmul.takes_rows8(matmul.pack(odd))
+    assert [record.getMessage() for record in caplog.records] == [
+        "int4_matmul products of 48 outputs and 256 inputs go to our own kernels, and their "
+        "activations keep 16 bits: 48 outputs and 256 inputs are no multiples of 32 and 128"
     ]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def test_what_keeps_16_bits_says_so() -> None:
     for device in (CpuDevice(1), AbsentDevice((9, 0), 132)):
         answers = [c.supports(SPEC, device) for c in CANDIDATES[Kind.INT4][:-1]]
         assert all(isinstance(answer, No) for answer in answers)
-    plain = dataclasses.replace(SPEC, rows8=False, dtype=torch.bfloat16)
+    plain = replace(SPEC, rows8=False, dtype=torch.bfloat16)
     triton = next(c for c in CANDIDATES[Kind.INT4] if c.name == "triton")
     assert not isinstance(triton.supports(plain, AbsentDevice((9, 0), 132)), No)
 
@@ -93,3 +93,7 @@ def test_what_cannot_be_done_is_refused_at_the_start(tmp_path: Path) -> None:
         load_engine(asked(folder), 0)
     with pytest.raises(ConfigError, match="weights are none: take a checkpoint of gptq"):
         load_engine(asked(plain), 0)
+    serve = asked(plain, reference_ops=True)
+    nf4 = replace(serve, model=replace(serve.model, quantize="bitsandbytes-nf4"))
+    with pytest.raises(ConfigError, match="weights are bitsandbytes-nf4: take a checkpoint"):
+        load_engine(nf4, 0)

@@ -102,7 +102,7 @@ class Humming:
     name = "humming"
 
     def supports(self, spec: OpSpec, device: Device) -> Yes | No:
-        # Importing the library starts processes; models without codes never do.
+        # Importing the library takes seconds; models without codes never do.
         newest = FP8_CAPABILITY if spec.rows8 else CAPABILITY_MIN
         refusal = why_not(device, newest) if spec.coded else "the model has no codes"
         if refusal is None and spec.dtype not in _DTYPES:
@@ -152,26 +152,37 @@ class HummingCodedMatmul:
         self._library = Library()
         self._locks: Tensor | None = None
         self._tunings: dict[str, str] = {}
-        self._failed: set[tuple[Kind, int, int]] = set()
+        # Shapes that go to our own kernels for a reason that was told.
+        self._told: set[tuple[Kind, int, int]] = set()
 
     def pack(self, weight: CodedWeight) -> Any:
-        if self._others.takes_rows8_of(weight) or refusal(weight) is not None:
-            return self._others.pack(weight)
-        if self._locks is None:
-            self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=weight.codes.device)
         shape = (weight.kind, weight.outputs, weight.columns)
-        if shape not in self._failed:
+        if self._others.takes_rows8_of(weight) or shape in self._told:
+            return self._others.pack(weight)
+        why = refusal(weight)
+        is_expected = why is not None and not self._rounds(weight)
+        if why is None:
+            if self._locks is None:
+                self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=weight.codes.device)
             try:
                 return self._hum(weight)
             except (AssertionError, OSError, RuntimeError, ValueError) as error:
                 # No headers to compile with, or a shape that the library has no rule for.
-                log.warning(
-                    "%s products of %d outputs and %d inputs go to our own kernels: %s: %s",
-                    *(weight.kind.value, weight.outputs, weight.columns),
-                    *(type(error).__name__, (str(error).splitlines() or ["no reason given"])[0]),
-                )
-                self._failed.add(shape)
+                lines = str(error).splitlines() or ["no reason given"]
+                why = f"{type(error).__name__}: {lines[0]}"
+        if not is_expected:
+            log.warning(
+                "%s products of %d outputs and %d inputs go to our own kernels%s: %s",
+                *(weight.kind.value, weight.outputs, weight.columns),
+                ", and their activations keep 16 bits" if self._rounds(weight) else "",
+                why,
+            )
+            self._told.add(shape)
         return self._others.pack(weight)
+
+    def _rounds(self, weight: CodedWeight) -> bool:
+        """Whether rows of eight bits were asked for beside this weight."""
+        return self._quantize is not None and weight.kind == Kind.INT4
 
     def takes_rows8(self, packed: Any) -> bool:
         return packed.rows8 if isinstance(packed, Hummed) else self._others.takes_rows8(packed)
@@ -206,7 +217,7 @@ class HummingCodedMatmul:
 
     def _hum(self, weight: CodedWeight) -> Hummed:
         library = self._library
-        rows8 = self._quantize is not None and weight.kind == Kind.INT4
+        rows8 = self._rounds(weight)
         kinds = {Kind.INT4: "uint4", Kind.INT8: "uint8"}
         kind = kinds.get(weight.kind) or str(weight.codes.dtype).replace("torch.float8_", "float8")
         groups = weight.scales_YG.shape[1]
