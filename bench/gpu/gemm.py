@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from headrace.ops.rows8.reference import quantize_rows
 from headrace.ops.rows8.triton import TritonQuantizeRows
 from headrace.ops.silu_mul.triton import TritonSiluMul
 from headrace.ops.triton import Gpu, gpu_at
+from headrace.quant.on_load import quantize
 
 WIDTH, MLP_WIDTH, QKV_WIDTH, VOCAB, EPS = 4096, 14336, 6144, 128256, 1e-5
 
@@ -115,6 +117,9 @@ EIGHTS_128 = [
     *((64, 128, 4, 4, True), (64, 256, 3, 8, True), (128, 128, 3, 8, True), (128, 128, 4, 8, True)),
     *((64, 128, 4, 8, False), (64, 256, 3, 8, False), (32, 256, 3, 4, False)),
 ]
+# Of those whose codes stand for values, which takes twice the instructions.
+VALUED = [(3, 4, True), (3, 8, True), (4, 8, True), (6, 4, False), (4, 8, False), (6, 8, False)]
+VALUED_PROGRAMS = (190, 1300)
 PROGRAMS = (190, 600)  # where a sum is split: so many programs at least, at most
 
 
@@ -142,6 +147,7 @@ class Bench:
 
     def __init__(self, weights: str = "bfloat16") -> None:
         self.gpu = gpu_at(torch.device("cuda", 0))
+        self.valued = weights == "nf4"
         self.eight = weights == "fp8"  # whether inputs have eight bits as well
         self.no_pdl = replace(self.gpu, pdl=False)
         self.scratch = Scratch(torch.device("cuda"))
@@ -155,8 +161,8 @@ class Bench:
         if weights != "bfloat16":
             for name, some in self.weights.items():
                 for i, weight in enumerate(some if name != "head" else ()):
-                    if weights == "int4":
-                        made = grouped(weight)
+                    if weights in FOUR_BITS:
+                        made = FOUR_BITS[weights](weight)
                         some[i] = made.dequantize().to(torch.bfloat16)
                         self.groups[some[i].data_ptr()] = groups.pack(
                             made, torch.bfloat16, self.scratch
@@ -181,11 +187,12 @@ class Bench:
                 if PROGRAMS[0] <= outputs // n * split <= PROGRAMS[1] or split == 1
             ]
         if self.groups and name != "head":
+            fewest, most = VALUED_PROGRAMS if self.valued else PROGRAMS
             return [
                 Setting(max(bucket, 16), 64, 128, stages, split, warps, swap)
-                for stages, warps, swap in GROUPS
+                for stages, warps, swap in (VALUED if self.valued else GROUPS)
                 for split in (1, 2, 4, 8)
-                if PROGRAMS[0] <= outputs // 64 * split <= PROGRAMS[1] or split == 1
+                if fewest <= outputs // 64 * split <= most or split == 1
             ]
         made = self._vectors(name) if bucket == 1 else []
         kinds = [(s, True) for s in SWAPPED.get(bucket, [])]
@@ -386,6 +393,13 @@ def grouped(weight: Tensor) -> CodedWeight:
     )
 
 
+# Weights that are multiplied by `groups`.
+FOUR_BITS: dict[str, Callable[[Tensor], CodedWeight]] = {
+    "int4": grouped,
+    "nf4": partial(quantize, "nf4"),
+}
+
+
 def short(setting: Setting | None) -> str:
     if setting is None:
         return "cuBLAS"
@@ -533,22 +547,23 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--ranks", type=int, default=1, help="whose share of the weights to take")
     parser.add_argument(
-        "--weights", choices=["bfloat16", "fp8", "int8", "int4"], default="bfloat16"
+        "--weights", choices=["bfloat16", "fp8", "int8", "int4", "nf4"], default="bfloat16"
     )
+    parser.add_argument("--alone", action="store_true", help="no chain of layers")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     SHAPES.update(shapes(args.ranks))
     began = time.perf_counter()
     if args.weights != "bfloat16":
-        WEIGHT_BYTES.update(dict.fromkeys(CHAINED, 0.53 if args.weights == "int4" else 1))
+        WEIGHT_BYTES.update(dict.fromkeys(CHAINED, 0.53 if args.weights in FOUR_BITS else 1))
     bench = Bench(args.weights)
     cases = [(n, rows, s) for rows in args.rows for n in SHAPES for s in bench.candidates(n, rows)]
     failed = bench.check(cases)
     print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
     ranked, products = alone(bench, args.rows, failed)
     print(f"{time.perf_counter() - began:.1f} s")
-    layers, chosen = together(bench, ranked, args.rows)
-    for rows in args.rows:
+    layers, chosen = ([], {}) if args.alone else together(bench, ranked, args.rows)
+    for rows in chosen:
         chosen[rows] |= {"head": next(iter(ranked.get(("head", rows), [])), None)}
         print(f"head {rows}: {chosen[rows]['head']}")
     if args.json:

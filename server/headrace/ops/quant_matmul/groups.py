@@ -27,7 +27,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from headrace.ops.matmul.settings import ROWS_MAX, Setting, bucket_of
 from headrace.ops.matmul.skinny import Scratch, prefetch, sum_and_store
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
-from headrace.ops.quant_matmul.settings import best_groups
+from headrace.ops.quant_matmul.settings import best_groups, best_values
 from headrace.ops.triton import PDL_CAPABILITY, Gpu
 
 TILE_N, TILE_K = 64, 128
@@ -57,29 +57,27 @@ BASES = {torch.bfloat16: 128, torch.float16: 1024}
 
 # Four bytes of two codes each become four values of the lower halves and four of the upper ones.
 # Bytes 0 and 1 hold a selector of four codes, in the order lower, upper, lower, upper; bytes 2 and
-# 3 another. Words of values come as often as bytes are packed: of each four one is used.
+# 3 another. Both halves of the table are asked, and the code's upper bit chooses between them.
+# Words of values come as often as bytes are packed: of each four one is used.
 _PICK = """{
-    .reg .b32 code, upper, ends, few, many, is_many, lows, highs, lows_2, highs_2;
-    mov.b32 ends, 0x0000ff00;
+    .reg .b32 code, half, few, many, lows, highs, lows_2, highs_2;
     and.b32 code, $4, 0x77777777;
-    shr.u32 upper, $4, 3;
-    and.b32 upper, upper, 0x11111111;
-    prmt.b32 is_many, ends, ends, upper;
+    shr.u32 half, $4, 1;
+    lop3.b32 half, half, 0x44444444, 0x32103210, 0xea;
     prmt.b32 few, $5, $9, code;
     prmt.b32 many, $13, $17, code;
-    lop3.b32 lows, few, many, is_many, 0xd8;
+    prmt.b32 lows, few, many, half;
     prmt.b32 few, $21, $25, code;
     prmt.b32 many, $29, $33, code;
-    lop3.b32 highs, few, many, is_many, 0xd8;
+    prmt.b32 highs, few, many, half;
     shr.u32 code, code, 16;
-    shr.u32 upper, upper, 16;
-    prmt.b32 is_many, ends, ends, upper;
+    shr.u32 half, half, 16;
     prmt.b32 few, $5, $9, code;
     prmt.b32 many, $13, $17, code;
-    lop3.b32 lows_2, few, many, is_many, 0xd8;
+    prmt.b32 lows_2, few, many, half;
     prmt.b32 few, $21, $25, code;
     prmt.b32 many, $29, $33, code;
-    lop3.b32 highs_2, few, many, is_many, 0xd8;
+    prmt.b32 highs_2, few, many, half;
     prmt.b32 $0, lows, highs, 0x6240;
     prmt.b32 $1, lows_2, highs_2, 0x6240;
     prmt.b32 $2, lows, highs, 0x7351;
@@ -379,7 +377,8 @@ def refusal(weight: CodedWeight, dtype: torch.dtype) -> str | None:
 def pack(weight: CodedWeight, dtype: torch.dtype, scratch: Scratch) -> Groups:
     """Stores a weight for `product`, for activations of a dtype; `refusal` has no reason."""
     outputs = weight.outputs
-    settings = best_groups(outputs, weight.columns)
+    choose = best_groups if weight.values is None else best_values
+    settings = choose(outputs, weight.columns)
     for setting in settings:
         scratch.reserve(setting, outputs)
     beyond = -outputs % TILE_N

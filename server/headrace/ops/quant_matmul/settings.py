@@ -1,6 +1,6 @@
-"""How products of few rows with coded weights are divided, as measured on an H100.
+"""How products of few rows with coded weights are divided, as measured on an H100 and an H200.
 
-`bench/gpu/gemm.py --weights int4` and `--weights fp8` measure what stands here.
+`bench/gpu/gemm.py` measures what stands here, with `--weights int4`, `nf4` and `fp8`.
 """
 
 # N outputs · K inputs
@@ -63,6 +63,9 @@ SCALED_AFTER: dict[tuple[int, int], range] = {
 
 # Programs a device with 132 multiprocessors should have at least.
 _PROGRAMS_MIN = 190
+# The same of codes that stand for values: picking those takes a warp so long that several have to
+# take turns.
+_PICKING_MIN = 450
 
 
 def bucket_of(rows: int) -> int:
@@ -94,3 +97,12 @@ def best_groups(outputs: int, inputs: int) -> tuple[Setting, ...]:
         replace(few, rows=32, stages=3, swap=split > 1),
         replace(few, rows=64, stages=3, split=min(split, 4), swap=True),
     )
+
+
+def best_values(outputs: int, inputs: int) -> tuple[Setting, ...]:
+    """The same for codes that stand for one of 16 values."""
+    split = 1
+    while -(-outputs // 64) * split < _PICKING_MIN and inputs // split > 512 and split < 8:
+        split *= 2
+    few = Setting(16, 64, 128, 3, split, swap=True, late=True)
+    return (few, few, replace(few, rows=32), replace(few, rows=64, split=min(split, 4)))
