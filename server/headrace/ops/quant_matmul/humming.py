@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from headrace.config import variable_set
 from headrace.ops.base import No, OpSpec, Yes
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
 from headrace.ops.rows8 import Rows8, in_model_dtype
@@ -71,7 +72,7 @@ class Library:
         def load(name: str) -> Any:
             return importlib.import_module(f"{_MODULE}.{name}")
 
-        with _without_compiler():
+        with _importing():
             self.multiply = load("ops").humming_gemm
             self.dtype = load("dtypes").DataType.from_str
             self.schema = load("schema").HummingWeightSchema
@@ -82,16 +83,18 @@ class Library:
 
 
 @contextmanager
-def _without_compiler() -> Iterator[None]:
-    """What is imported meanwhile does not load PyTorch's compiler.
+def _importing() -> Iterator[None]:
+    """What is imported meanwhile neither loads PyTorch's compiler nor starts processes.
 
-    The library marks two functions for it, and the mark alone imports it: five seconds of a start,
-    for what is never compiled here.
+    The library marks two functions for the compiler, and the mark alone imports it: five seconds of
+    a start, for what is never compiled here. And it has two processes build what its wheel brings,
+    unless a variable forbids that, which also forbids kernels to be compiled side by side.
     """
     mark = torch.compiler.assume_constant_result
     torch.compiler.assume_constant_result = lambda fn: fn
     try:
-        yield
+        with variable_set("HUMMING_DISABLE_PARALLEL_BUILD", "1"):
+            yield
     finally:
         torch.compiler.assume_constant_result = mark
 
