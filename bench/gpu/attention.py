@@ -2,6 +2,7 @@
 
     PYTHONPATH=server python3 bench/gpu/attention.py [--only chain alone prefill] [--quick]
     ... --only alone --kv fp8_e4m3fn --batches "64 x 576" "32 x 8k"     codes of eight bits
+    ... --only chain --settings 64,2,3,4 32,2,3,8       tile, warps, stages, programs[, least]
 
 Chain: what attention adds, in a graph, to the products before and after it; as two launches (the
 rotation and the write to the cache, then attention) and as one, by setting. What both write to the
@@ -120,7 +121,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=("chain", "alone", "prefill"))
     parser.add_argument("--quick", action="store_true", help="the default setting only")
     parser.add_argument("--kv", choices=KV_DTYPES, help="codes that caches keep, with alone")
-    parser.add_argument("--batches", nargs="+", choices=BATCHES, default=BATCHES, metavar="NAME")
+    parser.add_argument("--batches", nargs="+", choices=BATCHES, metavar="NAME")
+    parser.add_argument("--settings", nargs="+", type=setting, metavar="NUMBERS", help="of decode")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     parts = arguments.only or ["chain", "alone", "prefill"]
@@ -131,11 +133,12 @@ def main() -> None:
     gpu = gpu_at(torch.device("cuda", 0))
     results: dict[str, dict[str, str]] = {}
     if "chain" in parts:
-        results |= measure_chains(gpu, CHAIN_CONFIGS[:2] if arguments.quick else CHAIN_CONFIGS)
+        chained = arguments.settings or (CHAIN_CONFIGS[:2] if arguments.quick else CHAIN_CONFIGS)
+        results |= measure_chains(gpu, chained, arguments.batches or list(CHAINED))
     refusal = fa3.why_not(OpSpec(HEADS, KV_HEADS, HEAD_DIM, DTYPE, 1e-5), gpu.capability)
     if refusal is not None:
         print("no FlashAttention-3:", refusal)
-    alone = CONFIGS if arguments.kv is None else CODE_CONFIGS
+    alone = arguments.settings or (CONFIGS if arguments.kv is None else CODE_CONFIGS)
     configs = (alone[:1] if arguments.quick else alone) if "alone" in parts else []
     prefills = (PREFILLS[:1] if arguments.quick else PREFILLS) if "prefill" in parts else []
     decodes = {config: make_decode(gpu, config) for config in configs}
@@ -143,13 +146,19 @@ def main() -> None:
     compile_all(gpu, decodes, prefills, kv_dtype)
     table: dict[str, dict[str, str]] = {}
     if decodes:
-        table |= {name: decode_row(name, decodes, flash, kv_dtype) for name in arguments.batches}
+        batches = arguments.batches or list(BATCHES)
+        table |= {name: decode_row(name, decodes, flash, kv_dtype) for name in batches}
     if prefills:
         table |= {f"prefill {n}": prefill_row(n, gpu, prefills, flash) for n in PROMPTS}
     if table:
         report(table, configs, prefills)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results | table, indent=1))
+
+
+def setting(text: str) -> DecodeConfig:
+    """A setting by its numbers."""
+    return DecodeConfig(*map(int, text.split(",")))
 
 
 class Chain:
@@ -268,19 +277,21 @@ def chain_row(chain: Chain, decodes: dict[DecodeConfig, TritonDecode]) -> dict[s
     return cells
 
 
-def measure_chains(gpu: Gpu, configs: list[DecodeConfig]) -> dict[str, dict[str, str]]:
+def measure_chains(
+    gpu: Gpu, configs: list[DecodeConfig], batches: list[str]
+) -> dict[str, dict[str, str]]:
     """Prints and returns what attention adds to a layer, by setting and batch."""
     decodes = {config: make_decode(gpu, config) for config in configs}
-    warm = Chain(gpu, CHAINED[0])
+    warm = Chain(gpu, batches[0])
     with ThreadPoolExecutor(8) as threads:
         for future in [threads.submit(warm.verdict, made) for made in decodes.values()]:
             error = future.exception()
             if error is not None:
                 print("does not compile:", repr(error)[:300])
-    table = {name: chain_row(Chain(gpu, name), decodes) for name in CHAINED}
+    table = {name: chain_row(Chain(gpu, name), decodes) for name in batches}
     print("us that attention adds to a layer, in a chain with products")
     print(f"{'':24}" + "".join(f"{name:>11}" for name in table))
-    for row in table[CHAINED[0]]:
+    for row in table[batches[0]]:
         print(f"{row:24}" + "".join(f"{cells[row]:>11}" for cells in table.values()))
     names = {label(config): config for config in configs}
     for name, cells in table.items():

@@ -113,12 +113,14 @@ def test_rows_of_eight_bits_are_multiplied_with_four_where_asked(kind: str, midd
         rounded = quantize_rows(x_TI)
         expected_TI = rounded.widened() if kind == "int4" else x_TI
         expected_TY = expected_TI.cpu().double() @ numbers_of(weight).T
-        y_TY = matmul.apply(x_TI, packed, None)
-        bound = 1e-2 * float(expected_TY.abs().max())
-        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+        y_TY = matmul.apply(x_TI, packed, None).cpu().double()
+        # A number half way between two of eight bits may fall to either side. Rows that are not
+        # rounded at all are further away: by 0.025, what e4m3 loses.
+        assert (y_TY - expected_TY).norm() <= 0.015 * expected_TY.norm()
         if kind == "int4":
-            y_TY = matmul.apply(rounded, packed, None)
-            torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+            y_TY = matmul.apply(rounded, packed, None).cpu().double()
+            bound = 1e-2 * float(expected_TY.abs().max())
+            torch.testing.assert_close(y_TY, expected_TY, rtol=0, atol=bound)
 
 
 @pytest.mark.gpu
@@ -159,15 +161,17 @@ def test_zero_points_are_eight_a_word_down_the_outputs() -> None:
 
 
 MARKED = """
-import torch
+import os, torch
 
 @torch.compiler.assume_constant_result
 def humming_gemm():
     return 1
+
+assert os.environ["HUMMING_DISABLE_PARALLEL_BUILD"] == "1"
 """
 
 
-def test_importing_the_library_leaves_pytorchs_compiler_out(tmp_path: Path) -> None:
+def test_importing_the_library_leaves_out_pytorchs_compiler_and_processes(tmp_path: Path) -> None:
     names = {
         "ops": MARKED,
         "dtypes": "class DataType:\n    from_str = None",
@@ -181,11 +185,13 @@ def test_importing_the_library_leaves_pytorchs_compiler_out(tmp_path: Path) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     script = (
-        "import sys, torch\n"
+        "import os, sys, torch\n"
         "from headrace.ops.quant_matmul.humming import Library\n"
         "mark = torch.compiler.assume_constant_result\n"
         "assert Library().multiply() == 1\n"
         "assert torch.compiler.assume_constant_result is mark\n"
+        # Kernels compile side by side.
+        "assert 'HUMMING_DISABLE_PARALLEL_BUILD' not in os.environ\n"
         "print('torch._dynamo' in sys.modules)\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])

@@ -146,9 +146,10 @@ def test_eight_bit_floats_multiply_rows_of_eight_bits(
         rows8 = quantize_rows(x_TI)
         expected_TY = (rows8.widened() @ weight_YI.T).cpu().double()
         assert_near(matmul.apply(rows8, packed, None), expected_TY, dtype)
-        # A number half way between two of eight bits may fall to either side.
-        near = matmul.apply(x_TI, packed, None).cpu().double() - expected_TY
-        assert near.abs().max() <= 3e-2 * expected_TY.abs().max()
+        # A number half way between two of eight bits may fall to either side. Rows that are not
+        # rounded at all are further away: by 0.025, what e4m3 loses.
+        apart_TY = matmul.apply(x_TI, packed, None).cpu().double() - expected_TY
+        assert apart_TY.norm() <= 0.015 * expected_TY.norm()
         y_TY = matmul.apply(rows8, packed, bias_Y.to(DEVICE))
         assert_near(y_TY, expected_TY + bias_Y.double(), dtype)
 
