@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,93 @@ def test_what_the_library_cannot_compile_goes_to_our_kernels_with_a_warning(
     assert [record.getMessage() for record in caplog.records] == [
         "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
         "RuntimeError: Could not locate the NVRTC library in CUDA path"
+    ]
+
+
+class Named:
+    """What the library calls a weight, by its sides."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        self._name = f"{outputs} x {inputs}"
+
+    def to_str(self) -> str:
+        return self._name
+
+
+class Compiling(Broken):
+    """A library whose kernels are compiled side by side or not at all."""
+
+    def __init__(self, together: int, error: Exception | None = None) -> None:
+        self._all = threading.Barrier(together, timeout=20)
+        self._error = error
+        self.compiled: list[str] = []
+
+    def schema(self, **fields: object) -> object:
+        return fields
+
+    def transform(self, tensors: object, **fields: int) -> tuple[Named, dict[str, torch.Tensor]]:
+        del tensors
+        return Named(fields["shape_n"], fields["shape_k"]), {}
+
+    def tune(self, layer: Named, shape_m: int) -> dict[str, int]:
+        del layer
+        return {"block": shape_m}
+
+    def compile(self, name: str, *rest: object) -> None:
+        del rest
+        self._all.wait()
+        if self._error is not None:
+            raise self._error
+        self.compiled.append(name)
+
+    def multiply(self, outputs: torch.Tensor, **rest: object) -> None:
+        del rest
+        outputs.fill_(7.0)
+
+
+def compiled_by(library: Compiling, monkeypatch: pytest.MonkeyPatch) -> HummingCodedMatmul:
+    monkeypatch.setattr(humming, "Library", lambda: library)
+    return HummingCodedMatmul(torch.float16, (9, 0), TritonCodedMatmul(device_gpu(), torch.float16))
+
+
+def test_kernels_of_several_weights_are_compiled_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = Compiling(together=2)
+    matmul = compiled_by(library, monkeypatch)
+    weights = [here(coded("int4", outputs, 256, 128)) for outputs in (64, 96)]
+    made = [matmul.pack(weight) for weight in (*weights, *weights)]
+    # The barrier lets neither end before both have begun; second weights have waited for theirs.
+    assert sorted(library.compiled) == ["64 x 256", "96 x 256"]
+    assert all(isinstance(packed, Hummed) for packed in made)
+    y_TY = matmul.apply(rows_of(3, 256, torch.float16).to(DEVICE), made[0], None)
+    assert y_TY.shape == (3, 64) and bool((y_TY == 7.0).all())
+
+
+def test_a_product_waits_for_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Compiling(together=1)
+    matmul = compiled_by(library, monkeypatch)
+    packed = matmul.pack(here(coded("int4", 64, 256, 128)))
+    matmul.apply(rows_of(3, 256, torch.float16).to(DEVICE), packed, None)
+    assert library.compiled == ["64 x 256"]
+
+
+def test_where_compiling_fails_the_first_weight_is_packed_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    matmul = compiled_by(Compiling(1, RuntimeError("no such instruction\nmore")), monkeypatch)
+    weights = [coded("int4", 64, 256, 128, seed) for seed in range(3)]
+    made = [matmul.pack(here(weight)) for weight in weights]
+    assert [isinstance(packed, Hummed) for packed in made] == [True, False, False]
+    x_TI = rows_of(3, 256, torch.float16)
+    for weight, packed in zip(weights, made, strict=True):
+        y_TY = matmul.apply(x_TI.to(DEVICE), packed, None)
+        expected_TY = x_TI.double() @ numbers_of(weight).T
+        bound = 4e-3 * float(expected_TY.abs().max())
+        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+    assert [record.getMessage() for record in caplog.records] == [
+        "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
+        "RuntimeError: no such instruction"
     ]
 
 

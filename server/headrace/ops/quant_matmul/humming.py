@@ -13,7 +13,9 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -47,7 +49,7 @@ OUTPUTS_MULTIPLE, INPUTS_MULTIPLE, OUTPUTS_FILLED, GROUP_MIN = 32, 128, 128, 32
 LOCKS = 1 << 14
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Hummed:
     """A weight as the library has rearranged it.
 
@@ -56,6 +58,8 @@ class Hummed:
         tuning: the kernel of each range of rows.
         tensors: weight, weight_scale and, where there are any, zero_point.
         rows8: whether it is multiplied with rows of eight bits.
+        kernels: those of all weights of its kind.
+        other: the weight as our own kernels have it, where the library could not compile its own.
     """
 
     layer: str
@@ -63,6 +67,48 @@ class Hummed:
     tensors: dict[str, Tensor]
     outputs: int
     rows8: bool
+    kernels: Kernels
+    other: Any = None
+
+
+@dataclass(eq=False)
+class Kernels:
+    """Those of a kind of weight, while they are compiled and after.
+
+    Attributes:
+        compiled: holds the error if that fails.
+        first: the weight that asked for them, and what was made of it, until that is known.
+    """
+
+    tuning: str
+    compiled: Future[None]
+    first: tuple[CodedWeight, Hummed] | None = None
+
+
+# What it raises where it has no headers to compile with, or no rule for a shape.
+FAILURES = (AssertionError, OSError, RuntimeError, ValueError)
+
+
+def sentence(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def in_background(call: Callable[[], Any]) -> Future[None]:
+    """Calls in a thread of its own."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="kernels", daemon=True).start()
+    return done
 
 
 class Library:
@@ -154,34 +200,39 @@ class HummingCodedMatmul:
         self._others = others
         self._library = Library()
         self._locks: Tensor | None = None
-        self._tunings: dict[str, str] = {}
+        self._kernels: dict[str, Kernels] = {}
         # Shapes that go to our own kernels for a reason that was told.
         self._told: set[tuple[Kind, int, int]] = set()
 
     def pack(self, weight: CodedWeight) -> Any:
+        """See `CodedMatmul`. The first weight of a kind does not wait for its kernels, so that
+        those of a layer's weights are compiled side by side; the second one does."""
         shape = (weight.kind, weight.outputs, weight.columns)
         if self._others.takes_rows8_of(weight) or shape in self._told:
             return self._others.pack(weight)
         why = refusal(weight)
-        is_expected = why is not None and not self._rounds(weight)
         if why is None:
             if self._locks is None:
                 self._locks = torch.zeros(LOCKS, dtype=torch.int32, device=weight.codes.device)
             try:
                 return self._hum(weight)
-            except (AssertionError, OSError, RuntimeError, ValueError) as error:
-                # No headers to compile with, or a shape that the library has no rule for.
-                lines = str(error).splitlines() or ["no reason given"]
-                why = f"{type(error).__name__}: {lines[0]}"
-        if not is_expected:
+            except FAILURES as error:
+                self._tell(weight, sentence(error))
+        elif self._rounds(weight):
+            self._tell(weight, why)
+        return self._others.pack(weight)
+
+    def _tell(self, weight: CodedWeight, why: str) -> None:
+        """Warns, once for each shape, that a weight goes to our own kernels."""
+        shape = (weight.kind, weight.outputs, weight.columns)
+        if shape not in self._told:
             log.warning(
                 "%s products of %d outputs and %d inputs go to our own kernels%s: %s",
                 *(weight.kind.value, weight.outputs, weight.columns),
                 ", and their activations keep 16 bits" if self._rounds(weight) else "",
                 why,
             )
-            self._told.add(shape)
-        return self._others.pack(weight)
+        self._told.add(shape)
 
     def _rounds(self, weight: CodedWeight) -> bool:
         """Whether rows of eight bits were asked for beside this weight."""
@@ -191,6 +242,10 @@ class HummingCodedMatmul:
         return packed.rows8 if isinstance(packed, Hummed) else self._others.takes_rows8(packed)
 
     def apply(self, x_TI: Tensor | Rows8, packed: Any, bias_Y: Tensor | None) -> Tensor:
+        if isinstance(packed, Hummed):
+            if packed.kernels.first is not None:
+                self._await_kernels(packed.kernels)
+            packed = packed if packed.other is None else packed.other
         if not isinstance(packed, Hummed):
             return self._others.apply(x_TI, packed, bias_Y)
         wide = self._dtype if isinstance(x_TI, Rows8) else x_TI.dtype
@@ -251,10 +306,34 @@ class HummingCodedMatmul:
             device=weight.codes.device,
         )
         name = layer.to_str()
-        if name not in self._tunings:
-            self._tunings[name] = json.dumps(self._tuning(layer))
-            library.compile(name, None, self._tunings[name], weight.codes.device)
-        return Hummed(name, self._tunings[name], tensors, weight.outputs, rows8)
+        kernels = self._kernels.get(name)
+        is_first = kernels is None
+        if kernels is None:
+            tuning = json.dumps(self._tuning(layer))
+            where = weight.codes.device
+            compiled = in_background(lambda: library.compile(name, None, tuning, where))
+            kernels = self._kernels[name] = Kernels(tuning, compiled)
+        made = Hummed(name, kernels.tuning, tensors, weight.outputs, rows8, kernels)
+        if is_first:
+            kernels.first = weight, made
+        else:
+            self._await_kernels(kernels)
+            kernels.compiled.result()
+        return made
+
+    def _await_kernels(self, kernels: Kernels) -> None:
+        """Returns when they are compiled; where that failed, the first weight is packed anew."""
+        if kernels.first is None:
+            return
+        weight, made = kernels.first
+        error = kernels.compiled.exception()
+        kernels.first = None
+        if error is None:
+            return
+        if not isinstance(error, FAILURES):
+            raise error
+        self._tell(weight, sentence(error))
+        made.tensors, made.other = {}, self._others.pack(weight)
 
     def _tuning(self, layer: Any) -> list[tuple[int, int, dict[str, Any]]]:
         """Returns the library's choice for each range of rows: (rows below it, its last, how)."""
