@@ -1,6 +1,7 @@
 """From a step's logits to tokens: the second launch of a step (R7)."""
 
-# L wanted logits · R sampled rows · V vocabulary · C this rank's columns of it
+# L wanted logits · R sampled rows · O those that this rank draws · V vocabulary
+# C this rank's columns of it
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from headrace.batch import PromptRow, Step
 from headrace.device import Download
 from headrace.engine import Engine
-from headrace.layers.embedding import whole_vocabulary
+from headrace.layers.embedding import whole_rows, whole_vocabulary
 from headrace.masks import MaskBuffer, missed
 from headrace.ops.sampling import Feature, Masks, SampleRows, Samples, empty_samples, uniform
 from headrace.slots import SlotRows
@@ -77,10 +78,27 @@ class Drawn:
     prompt_best_logprob: np.ndarray
 
 
-class Sampler:
-    """Draws on rank 0; the other ranks are told, on the device, before their next step.
+def divided(is_first_R: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """Divides rows evenly over ranks; returns those of each, ascending, int64.
 
-    Where ranks can agree on a step's tokens without gathering logits, they do.
+    Args:
+        is_first_R: rows that only rank 0 can draw.
+        ranks: at least two.
+    """
+    first_X, other_X = np.flatnonzero(is_first_R), np.flatnonzero(~is_first_R)
+    share = -(-is_first_R.size // ranks)
+    more = max(0, share - first_X.size)
+    first_X = np.sort(np.concatenate((first_X, other_X[:more])))
+    return [first_X, *np.array_split(other_X[more:], ranks - 1)]
+
+
+class Sampler:
+    """Finds the tokens of a step's rows, the same on all ranks.
+
+    Where ranks can agree on best tokens, and on draws from whole vocabularies, by a few words, they
+    do. Else each draws some of the rows, of which it gets the others' columns, and all are told, on
+    the device, before their next step. Only of steps that tell prompts' log-probabilities are all
+    logits gathered; rank 0 draws their rows.
     """
 
     def __init__(self, engine: Engine, slots: SlotRows, rows_max: int) -> None:
@@ -107,12 +125,12 @@ class Sampler:
         feature_R = self.features(step)
         if self._is_shared(step, feature_R):
             return self._launch_shared(step, logits_LC, feature_R)
+        if self._comm.size > 1 and step.row_R.size and not step.prompts:
+            return self._launch_divided(step, logits_LC, feature_R, mask)
         logits_LV = whole_vocabulary(logits_LC, self._comm, self._vocab_size)
         prompts = [told for row in step.prompts for told in self._prompt(row, step, logits_LV)]
         logits_RV = logits_LV if step.logits_R is None else logits_LV.index_select(0, step.logits_R)
-        if not self._backend.takes_half:
-            logits_RV = logits_RV.float()
-        samples = self._draw(step, logits_RV, feature_R, mask)
+        samples = self._draw(step, self._wide(logits_RV), feature_R, mask)
         token_R = samples.token_S
         if step.row_R.size:
             self._comm.broadcast(token_R)
@@ -127,6 +145,58 @@ class Sampler:
             alternative_rows=[group.row_R for group in samples.alternatives],
             prompt_rows=step.prompts,
             missed_R=missed(step, mask) if step.masked_R.any() else None,
+        )
+
+    def _launch_divided(
+        self, step: Step, logits_LC: Tensor, feature_R: np.ndarray, mask: Mask | None
+    ) -> Outputs:
+        """Draws the rows that are this rank's own, and exchanges tokens for the others'."""
+        comm, to_device = self._comm, self._device.to_device
+        # Masks come to rank 0, which is also the one that tells alternatives.
+        is_first_R = (feature_R & int(Feature.MASKED | Feature.TOP_N)) != 0
+        rows_of = divided(is_first_R, comm.size)
+        counts, own_O = [rows.size for rows in rows_of], rows_of[comm.rank]
+        logits_R = to_device(np.concatenate(rows_of))
+        if step.logits_R is not None:
+            logits_R = step.logits_R.index_select(0, logits_R)
+        logits_RC = logits_LC.index_select(0, logits_R)
+        logits_OV = self._wide(whole_rows(logits_RC, counts, comm, self._vocab_size))
+        samples = self._sampled(self._part(step, own_O), logits_OV, feature_R[own_O], mask)
+        # A float64 holds each of them exactly.
+        most = max(counts)
+        told_M3 = torch.zeros((most, 3), dtype=torch.float64, device=logits_LC.device)
+        for column, x_O in enumerate((samples.token_S, samples.logprob_S, samples.bad_S)):
+            told_M3[: own_O.size, column] = x_O
+        place_R = np.empty(step.row_R.size, np.int64)
+        for rank, rows in enumerate(rows_of):
+            place_R[rows] = rank * most + np.arange(rows.size)
+        told_R3 = comm.all_gather(told_M3, 0).index_select(0, to_device(place_R))
+        token_R = told_R3[:, 0].long()
+        self._slots.accept(step.device_slot_R, token_R)
+        self._slots.count(step.slot_R, feature_R, token_R)
+        tensors = [token_R, told_R3[:, 1].float(), told_R3[:, 2] != 0]
+        for group in samples.alternatives:
+            tensors += [group.count_R, group.token_RK, group.logprob_RK]
+        return Outputs(
+            row_R=step.row_R,
+            download=self._device.download(tensors),
+            alternative_rows=[own_O[group.row_R] for group in samples.alternatives],
+            prompt_rows=(),
+            missed_R=missed(step, mask) if step.masked_R.any() else None,
+        )
+
+    def _part(self, step: Step, rows_O: np.ndarray) -> Step:
+        """The step as if only some of its rows were sampled, in their order."""
+        index_O = self._device.to_device(rows_O)
+        logits_R = step.logits_R
+        return replace(
+            step,
+            row_R=step.row_R[rows_O],
+            masked_R=step.masked_R[rows_O],
+            slot_R=step.slot_R[rows_O],
+            device_slot_R=step.device_slot_R.index_select(0, index_O),
+            position_R=step.position_R[rows_O],
+            logits_R=index_O if logits_R is None else logits_R.index_select(0, index_O),
         )
 
     def features(self, step: Step) -> np.ndarray:
@@ -157,11 +227,22 @@ class Sampler:
         tensors = [samples.token_S, samples.logprob_S, samples.bad_S]
         return Outputs(step.row_R, self._device.download(tensors), [], ())
 
+    def _wide(self, logits_RV: Tensor) -> Tensor:
+        """The logits in a dtype that the backend takes."""
+        return logits_RV if self._backend.takes_half else logits_RV.float()
+
     def _draw(
         self, step: Step, logits_RV: Tensor, feature_R: np.ndarray, mask: Mask | None
     ) -> Samples:
-        if not step.row_R.size or self._comm.rank != 0:
+        if self._comm.rank != 0:
             return self._undrawn(logits_RV)
+        return self._sampled(step, logits_RV, feature_R, mask)
+
+    def _sampled(
+        self, step: Step, logits_RV: Tensor, feature_R: np.ndarray, mask: Mask | None
+    ) -> Samples:
+        if not step.row_R.size:
+            return empty_samples(logits_RV)
         masks = None if mask is None else self._masks.send(step, mask)
         feature_R = np.where(missed(step, mask), feature_R & ~int(Feature.MASKED), feature_R)
         return self._backend.sample(logits_RV, self._rows(step, feature_R, masks))

@@ -34,6 +34,13 @@ class Comm(Protocol):
         """The ranks' tensors, of one shape, side by side along `dim`, in rank order."""
         ...
 
+    def all_to_all(self, x: Tensor, counts: list[int]) -> Tensor:
+        """Gives each rank its rows: of `x` the first `counts[0]` are rank 0's, and so on.
+
+        Returns: [ranks, own rows, …], what each rank had for this one.
+        """
+        ...
+
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         """Overwrites `x` by rank `src`'s, in place; returns it."""
         ...

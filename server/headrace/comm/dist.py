@@ -60,6 +60,12 @@ class DistComm:
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts, dim)
 
+    def all_to_all(self, x: Tensor, counts: list[int]) -> Tensor:
+        own = counts[self.rank]
+        found = x.new_empty((self.size, own, *x.shape[1:]))
+        dist.all_to_all_single(found.flatten(0, 1), x.contiguous(), [own] * self.size, list(counts))
+        return found
+
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         dist.broadcast(x, src)
         return x

@@ -18,6 +18,10 @@ class Place(SingleComm):
         """Of the shape that it has in a group."""
         return torch.cat([x] * self.size, dim)
 
+    def all_to_all(self, x: Tensor, counts: list[int]) -> Tensor:
+        """Of the shape that it has in a group."""
+        return x.new_empty((self.size, counts[self.rank], *x.shape[1:]))
+
     def share(self, size: int) -> Peers | None:
         """Memory that is nowhere."""
         nowhere = torch.empty(size, dtype=torch.uint8, device="meta")

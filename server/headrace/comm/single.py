@@ -21,6 +21,10 @@ class SingleComm:
         del dim
         return x
 
+    def all_to_all(self, x: Tensor, counts: list[int]) -> Tensor:
+        del counts
+        return x[None]
+
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         del src
         return x

@@ -56,6 +56,7 @@ class SymmetricComm:
         self._stage: Tensor | None = None
         self.broadcast = group.broadcast
         self.all_gather = group.all_gather
+        self.all_to_all = group.all_to_all
         self.min_int = group.min_int
 
     def all_reduce(self, x: Tensor) -> Tensor:

@@ -62,6 +62,16 @@ class VocabHead(ColumnLinear):
         return logits_TC if out_TC is None else out_TC.copy_(logits_TC)
 
 
+def whole_rows(logits_SC: Tensor, counts: list[int], comm: Comm, vocab_size: int) -> Tensor:
+    """Returns logits_OV of this rank's own rows, given every rank's share of all of them.
+
+    Args:
+        counts: of the rows, so many in a row are each rank's own.
+    """
+    own_ROC = comm.all_to_all(logits_SC, counts)
+    return own_ROC.transpose(0, 1).flatten(1)[:, :vocab_size]
+
+
 def whole_vocabulary(logits_SC: Tensor, comm: Comm, vocab_size: int) -> Tensor:
     """Returns logits_SV on every rank, given each one's share."""
     if comm.size == 1:

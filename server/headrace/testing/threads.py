@@ -47,6 +47,11 @@ class ThreadComm:
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         return torch.cat(self._meeting.exchange(self.rank, x), dim)
 
+    def all_to_all(self, x: Tensor, counts: list[int]) -> Tensor:
+        first = sum(counts[: self.rank])
+        others = self._meeting.exchange(self.rank, x)
+        return torch.stack([other[first : first + counts[self.rank]] for other in others])
+
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         return x.copy_(self._meeting.exchange(self.rank, x)[src])
 
