@@ -11,8 +11,6 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -254,22 +252,11 @@ def keep_kernels(folder: Path | None = None) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ.setdefault("HUMMING_CACHE_DIR", str(cache / "humming"))
     os.environ.setdefault("HUMMING_TMP_DIR", str(cache / "humming" / "tmp"))
+    # Its wheel has what two processes would otherwise look for, each for seconds. (How many kernels
+    # it compiles at a time, which this decides as well, is said where it is imported.)
+    os.environ.setdefault("HUMMING_DISABLE_PARALLEL_BUILD", "1")
     if SHIPPED_KERNELS.is_dir():
         os.environ.setdefault("TRITON_CACHE_MANAGER", "headrace.ahead.shipped:ShippedFirst")
-
-
-@contextmanager
-def variable_set(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment has this value meanwhile."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def kernel_caches() -> list[Path]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from headrace.config import variable_set
+from headrace.device.cpu import usable_cores
 from headrace.ops.base import No, OpSpec, Yes
 from headrace.ops.quant_matmul.base import CodedWeight, Kind
 from headrace.ops.rows8 import Rows8, in_model_dtype
@@ -47,6 +47,8 @@ ROW_ENDS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 8192)
 OUTPUTS_MULTIPLE, INPUTS_MULTIPLE, OUTPUTS_FILLED, GROUP_MIN = 32, 128, 128, 32
 # Of locks with which programs share a sum; the library asks for no more at these shapes.
 LOCKS = 1 << 14
+# Kinds of weights that a layer has: their kernels are compiled at one time.
+SIDE_BY_SIDE = 4
 
 
 @dataclass(eq=False)
@@ -126,21 +128,22 @@ class Library:
             self.transform = load("transform").prepare_and_transform_humming_tensors
             self.tune = load("tune").get_heuristics_config
             self.compile = load("kernel.humming").HummingKernel.prepare_kernels
+            # The library's own rule says one where it may start no processes at its import.
+            workers = max(1, usable_cores() // SIDE_BY_SIDE)
+            load("jit.runtime").get_parallel_build_workers = lambda: workers
 
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """What is imported meanwhile neither loads PyTorch's compiler nor starts processes.
+    """What is imported meanwhile does not load PyTorch's compiler.
 
-    The library marks two functions for the compiler, and the mark alone imports it: five seconds of
-    a start, for what is never compiled here. And it has two processes build what its wheel brings,
-    unless a variable forbids that, which also forbids kernels to be compiled side by side.
+    The library marks two functions for it, and the mark alone imports it: five seconds of a start,
+    for what is never compiled here.
     """
     mark = torch.compiler.assume_constant_result
     torch.compiler.assume_constant_result = lambda fn: fn
     try:
-        with variable_set("HUMMING_DISABLE_PARALLEL_BUILD", "1"):
-            yield
+        yield
     finally:
         torch.compiler.assume_constant_result = mark
 
