@@ -212,19 +212,24 @@ class Broken:
         raise RuntimeError("Could not locate the NVRTC library in CUDA path\nmore")
 
 
+def assert_multiplies(matmul: HummingCodedMatmul, packed: object, weight: CodedWeight) -> None:
+    """In float16, as the weight's numbers do."""
+    x_TI = rows_of(3, weight.columns, torch.float16)
+    y_TY = matmul.apply(x_TI.to(DEVICE), packed, None)
+    expected_TY = x_TI.double() @ numbers_of(weight).T
+    bound = 4e-3 * float(expected_TY.abs().max())
+    torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+
+
 def test_what_the_library_cannot_compile_goes_to_our_kernels_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(humming, "Library", Broken)
     ours = TritonCodedMatmul(device_gpu(), torch.float16)
     matmul = HummingCodedMatmul(torch.float16, (9, 0), ours)
-    weight, x_TI = coded("int4", 64, 256, 128), rows_of(3, 256, torch.float16)
+    weight = coded("int4", 64, 256, 128)
     for _ in range(2):
-        packed = matmul.pack(here(weight))
-        y_TY = matmul.apply(x_TI.to(DEVICE), packed, None)
-        expected_TY = x_TI.double() @ numbers_of(weight).T
-        bound = 4e-3 * float(expected_TY.abs().max())
-        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+        assert_multiplies(matmul, matmul.pack(here(weight)), weight)
     assert [record.getMessage() for record in caplog.records] == [
         "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
         "RuntimeError: Could not locate the NVRTC library in CUDA path"
@@ -306,12 +311,8 @@ def test_where_compiling_fails_the_first_weight_is_packed_anew(
     weights = [coded("int4", 64, 256, 128, seed) for seed in range(3)]
     made = [matmul.pack(here(weight)) for weight in weights]
     assert [isinstance(packed, Hummed) for packed in made] == [True, False, False]
-    x_TI = rows_of(3, 256, torch.float16)
     for weight, packed in zip(weights, made, strict=True):
-        y_TY = matmul.apply(x_TI.to(DEVICE), packed, None)
-        expected_TY = x_TI.double() @ numbers_of(weight).T
-        bound = 4e-3 * float(expected_TY.abs().max())
-        torch.testing.assert_close(y_TY.cpu().double(), expected_TY, rtol=0, atol=bound)
+        assert_multiplies(matmul, packed, weight)
     assert [record.getMessage() for record in caplog.records] == [
         "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
         "RuntimeError: no such instruction"
