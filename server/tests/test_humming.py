@@ -257,6 +257,9 @@ class Compiling(Broken):
     def schema(self, **fields: object) -> object:
         return fields
 
+    def input_schema(self, **fields: object) -> object:
+        return fields
+
     def transform(self, tensors: object, **fields: int) -> tuple[Named, dict[str, torch.Tensor]]:
         del tensors
         return Named(fields["shape_n"], fields["shape_k"]), {}
@@ -277,9 +280,13 @@ class Compiling(Broken):
         outputs.fill_(7.0)
 
 
-def compiled_by(library: Compiling, monkeypatch: pytest.MonkeyPatch) -> HummingCodedMatmul:
+def compiled_by(
+    library: Compiling, monkeypatch: pytest.MonkeyPatch, rows8: bool = False
+) -> HummingCodedMatmul:
     monkeypatch.setattr(humming, "Library", lambda: library)
-    return HummingCodedMatmul(torch.float16, (9, 0), TritonCodedMatmul(device_gpu(), torch.float16))
+    gpu = device_gpu()
+    ours, quantize = TritonCodedMatmul(gpu, torch.float16), TritonQuantizeRows(gpu)
+    return HummingCodedMatmul(torch.float16, (9, 0), ours, quantize if rows8 else None)
 
 
 def test_kernels_of_several_weights_are_compiled_side_by_side(
@@ -317,6 +324,16 @@ def test_where_compiling_fails_the_first_weight_is_packed_anew(
         "int4_matmul products of 64 outputs and 256 inputs go to our own kernels: "
         "RuntimeError: no such instruction"
     ]
+
+
+def test_where_compiling_fails_no_weight_is_said_to_take_rows_of_eight_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matmul = compiled_by(Compiling(1, RuntimeError("no such instruction")), monkeypatch, rows8=True)
+    weight = coded("int4", 64, 256, 128)
+    packed = matmul.pack(here(weight))
+    assert not matmul.takes_rows8(packed)
+    assert_multiplies(matmul, packed, weight)
 
 
 def test_activations_that_keep_16_bits_against_the_flag_are_told_once_a_shape(

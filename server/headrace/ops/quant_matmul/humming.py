@@ -317,7 +317,8 @@ class HummingCodedMatmul:
             compiled = in_background(lambda: library.compile(name, None, tuning, where))
             kernels = self._kernels[name] = Kernels(tuning, compiled)
         made = Hummed(name, kernels.tuning, tensors, weight.outputs, rows8, kernels)
-        if is_first:
+        # Whether a weight takes rows of eight bits is asked when it is packed: such a one waits.
+        if is_first and not rows8:
             kernels.first = weight, made
         else:
             self._await_kernels(kernels)
