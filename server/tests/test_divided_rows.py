@@ -112,13 +112,13 @@ def test_a_bad_number_of_one_rank_stays_in_its_row() -> None:
         ("......", 2, [3, 3]),
         (".......", 3, [3, 2, 2]),
         (".", 4, [1, 0, 0, 0]),
-        ("X.X...", 3, [2, 2, 2]),
-        ("XXXX.", 2, [4, 1]),
-        ("XXXXX....", 3, [5, 2, 2]),
+        ("1.1...", 3, [2, 2, 2]),
+        ("1111.", 2, [4, 1]),
+        ("11111....", 3, [5, 2, 2]),
     ],
 )
 def test_rows_are_divided_evenly(first: str, ranks: int, counts: list[int]) -> None:
-    is_first_R = np.array([letter == "X" for letter in first])
+    is_first_R = np.array([letter == "1" for letter in first])
     rows_of = divided(is_first_R, ranks)
     assert [rows.size for rows in rows_of] == counts
     assert sorted(np.concatenate(rows_of).tolist()) == list(range(len(first)))
