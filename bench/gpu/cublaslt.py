@@ -1,6 +1,7 @@
 """cuBLASLt's algorithms beside PyTorch's products: finds the fastest and writes the table.
 
     PYTHONPATH=server python3 bench/gpu/cublaslt.py [--seconds 50] [--ranks 2] [--out FILE]
+    ... --rows 576 640 --add --out FILE      entries for sizes that steps are padded to
 
 For the products of Llama-3.1-8B, weights cold: the library's candidates by its own estimate, under
 several limits (split sums allowed or not, little or much scratch, operands either way round), then,
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import byref, c_int32, c_size_t, c_uint16, c_uint32
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -409,11 +411,11 @@ def points(rows_all: Sequence[int]) -> Iterator[Point]:
 Table = dict[str, Any]  # of one GPU, version and dtype, as `cublaslt.json` holds it
 
 
-def table(bench: Bench, done: Sequence[Point], verify: bool) -> Table:
+def table(bench: Bench, done: Sequence[Point], ranges: bool) -> Table:
     """What was found, without what PyTorch does as well.
 
     Args:
-        verify: whether to measure in the middle of ranges; else an entry is of one number of rows.
+        ranges: whether to measure in the middle of ranges; else an entry is of one number of rows.
     """
     products = []
     kept = sorted(done, key=lambda p: (p.name, p.residual, p.rows))
@@ -429,7 +431,7 @@ def table(bench: Bench, done: Sequence[Point], verify: bool) -> Table:
         # Prompts are of all lengths: those that are longer than the largest batch share an entry.
         lowest = max(lowest, EAGER_FROM) if point.rows >= EAGER_FROM else lowest
         middle = (lowest + point.rows) // 2
-        holds = lowest < point.rows and verify
+        holds = lowest < point.rows and ranges
         if not (holds and bench.tried(lambda p=point, m=middle: bench.wins(p, m))):
             lowest = point.rows
         outputs, inputs = SHAPES[point.name]
@@ -463,22 +465,48 @@ def written(tables: Sequence[Table]) -> str:
     return '{"tables": [\n' + ",\n".join(sections) + "\n]}\n"
 
 
-def merged(
-    tables: Sequence[Table], made: Table, measured: Sequence[tuple[int, int]]
-) -> list[Table]:
-    """The tables with `made` in place of what they say of the same GPU and the shapes measured.
+def merged(tables: Sequence[Table], made: Table, done: Sequence[Point], rows: bool) -> list[Table]:
+    """The tables with `made` in place of what they say of the same GPU and what was measured.
 
     Args:
-        measured: outputs and inputs of the shapes.
+        rows: whether that is some numbers of rows, not all that a shape has; what the tables say
+            of one of them alone stays where it was further ahead of PyTorch.
     """
     named = tuple(made[key] for key in ("gpu", "cublaslt", "dtype"))
-    kept, rest = [], []
+    rest = []
+    products = list(made["products"])
     for section in tables:
         if tuple(section[key] for key in ("gpu", "cublaslt", "dtype")) != named:
             rest.append(section)
             continue
-        kept += [p for p in section["products"] if (p["outputs"], p["inputs"]) not in measured]
-    return [*rest, made | {"products": [*kept, *made["products"]]}]
+        for p in section["products"]:
+            first, last = p["rows"]
+            measured = [
+                q.rows
+                for q in done
+                if (*SHAPES[q.name], q.residual) == (p["outputs"], p["inputs"], p["residual"])
+            ]
+            if not rows and (p["outputs"], p["inputs"]) in {SHAPES[q.name] for q in done}:
+                continue
+            if first == last and first in measured:
+                rival = next((q for q in made["products"] if _of(q) == _of(p)), None)
+                if rival is None or _gain(p) > _gain(rival):
+                    products = [p, *(q for q in products if q is not rival)]
+                continue
+            # What lies between the rows that were measured.
+            edges = [first - 1, *sorted(r for r in measured if first <= r <= last), last + 1]
+            for before, after in pairwise(edges):
+                if before + 1 < after:
+                    products.append(p | {"rows": [before + 1, after - 1]})
+    return [*rest, made | {"products": sorted(products, key=_of)}]
+
+
+def _of(product: dict[str, Any]) -> tuple[Any, ...]:
+    return product["outputs"], product["inputs"], product["residual"], product["rows"]
+
+
+def _gain(product: dict[str, Any]) -> float:
+    return product["torch_us"] / product["us"]
 
 
 def report(bench: Bench, done: Sequence[Point]) -> None:
@@ -545,6 +573,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=48.0, help="to measure")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--ranks", type=int, default=1, help="whose share of the weights to take")
+    parser.add_argument(
+        "--add", action="store_true", help="entries for exactly these rows, beside the table's"
+    )
     parser.add_argument("--out", type=Path, help="the file of tables to write, or to add to")
     args = parser.parse_args()
     SHAPES.update(shapes(args.ranks))
@@ -554,18 +585,17 @@ def main() -> None:
     bench = Bench(args.seconds, getattr(torch, args.dtype))
     print(f"cuBLASLt {bench.lt.library.version}, PyTorch {torch.__version__}", flush=True)
     done: list[Point] = []
-    verify = True
+    ranges = not args.add
     try:
         search(bench, sorted(args.rows), done, share=0.7)
         print("host us a launch: PyTorch {:.1f}, ours {:.1f}".format(*host_us(bench)))
     except RuntimeError as error:  # what was found before it counts
         print(f"stopped: {error}")
-        verify = False
-    made = table(bench, done, verify)
+        ranges = False
+    made = table(bench, done, ranges)
     if args.out is not None:
         tables = json.loads(args.out.read_text())["tables"] if args.out.exists() else []
-        measured = [shape for name, shape in SHAPES.items() if any(p.name == name for p in done)]
-        args.out.write_text(written(merged(tables, made, measured)))
+        args.out.write_text(written(merged(tables, made, done, args.add)))
     report(bench, done)
 
 

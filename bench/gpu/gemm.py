@@ -40,6 +40,7 @@ from headrace.ops.matmul.settings import (
 from headrace.ops.matmul.skinny import Scratch, product
 from headrace.ops.quant_matmul import CodedWeight, Kind, groups
 from headrace.ops.quant_matmul.base import pack_halves
+from headrace.ops.quant_matmul.settings import best_channels, best_groups, best_values
 from headrace.ops.rms_norm.triton import TritonRmsNorm
 from headrace.ops.rows8 import Rows8
 from headrace.ops.rows8.reference import quantize_rows
@@ -147,6 +148,7 @@ class Bench:
 
     def __init__(self, weights: str = "bfloat16") -> None:
         self.gpu = gpu_at(torch.device("cuda", 0))
+        self.weights_are = weights
         self.valued = weights == "nf4"
         self.eight = weights == "fp8"  # whether inputs have eight bits as well
         self.no_pdl = replace(self.gpu, pdl=False)
@@ -400,6 +402,15 @@ FOUR_BITS: dict[str, Callable[[Tensor], CodedWeight]] = {
 }
 
 
+# The table of each kind of coded weights, whose buckets up to `ROWS_MAX` are those of 16 bits.
+CODED_SETTINGS: dict[str, Callable[[int, int], tuple[Setting | None, ...]]] = {
+    "fp8": best_channels,
+    "int8": best,
+    "int4": best_groups,
+    "nf4": best_values,
+}
+
+
 def short(setting: Setting | None) -> str:
     if setting is None:
         return "cuBLAS"
@@ -472,14 +483,27 @@ def finalists(settings: list[Setting]) -> list[Setting | None]:
 CHAINED = ("gate_up", "down", "qkv", "o")  # in the order in which they are settled
 
 
-def table(rows: int) -> Choice:
-    """What the table of settings says."""
+def table(bench: Bench, rows: int) -> Choice:
+    """What the table of settings says of the bench's weights."""
     if rows > ROWS_MAX:
         return dict.fromkeys(CHAINED)
+    if bench.weights_are != "bfloat16":
+        of_codes = CODED_SETTINGS[bench.weights_are]
+        return {name: of_codes(*SHAPES[name])[bucket_of(rows)] for name in CHAINED}
     found: Choice = {name: best(*SHAPES[name])[bucket_of(rows)] for name in CHAINED}
     outputs, inputs = SHAPES["gate_up"]
     gated = best_gated(outputs // 2, inputs)[bucket_of(rows)]
     return found if gated is None else found | {"gate_up": gated}
+
+
+def tabled(bench: Bench, rows_all: list[int]) -> Ranked:
+    """The table's settings, and a few others where it names none, as `alone` ranks them."""
+    ranked: Ranked = {}
+    for rows in rows_all:
+        for name, setting in table(bench, rows).items():
+            others = [s for s in bench.candidates(name, rows) if s.swap and not s.gated]
+            ranked[name, rows] = others[:FINALISTS] if setting is None else [setting]
+    return ranked
 
 
 def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> tuple[list, dict[int, Choice]]:
@@ -490,7 +514,7 @@ def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> tuple[list, d
     bench.calibrate()
     tried = {key: finalists(settings) for key, settings in ranked.items() if key[0] in CHAINED}
     cases = [(name, rows, s) for (name, rows), some in tried.items() for s in some]
-    cases += [(name, rows, s) for rows in rows_all for name, s in table(rows).items()]
+    cases += [(name, rows, s) for rows in rows_all for name, s in table(bench, rows).items()]
     failed = bench.check((name, rows, s) for name, rows, s in cases if s is not None)
     tried = {
         (name, rows): [s for s in some if (name, s) not in failed]
@@ -513,7 +537,7 @@ def together(bench: Bench, ranked: Ranked, rows_all: list[int]) -> tuple[list, d
     print(f"\nus a layer (weights alone {limit:.1f}; attention is {ATTENTION_US} us of latency)")
     for rows in rows_all:
         cublas = us_of(rows, "cuBLAS", dict.fromkeys(CHAINED))
-        known = us_of(rows, "the table's", table(rows))
+        known = us_of(rows, "the table's", table(bench, rows))
         choice: Choice = {name: ranked[name, rows][0] for name in CHAINED}
         begun = us_of(rows, "best alone", choice)
         print(f"rows {rows}: cuBLAS {cublas:.1f}, the table's {known:.1f}, best alone {begun:.1f}")
@@ -550,6 +574,9 @@ def main() -> None:
         "--weights", choices=["bfloat16", "fp8", "int8", "int4", "nf4"], default="bfloat16"
     )
     parser.add_argument("--alone", action="store_true", help="no chain of layers")
+    parser.add_argument(
+        "--chain", action="store_true", help="only the chain, from the table's settings on"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     SHAPES.update(shapes(args.ranks))
@@ -557,6 +584,9 @@ def main() -> None:
     if args.weights != "bfloat16":
         WEIGHT_BYTES.update(dict.fromkeys(CHAINED, 0.53 if args.weights in FOUR_BITS else 1))
     bench = Bench(args.weights)
+    if args.chain:
+        together(bench, tabled(bench, args.rows), args.rows)
+        return
     cases = [(n, rows, s) for rows in args.rows for n in SHAPES for s in bench.candidates(n, rows)]
     failed = bench.check(cases)
     print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
