@@ -75,3 +75,21 @@ def test_chat_streams_words(default_server: Stack) -> None:
     assert done == "[DONE]"
     assert "ravity" in text
     assert len(chunks) > 8
+
+
+def test_a_prompt_is_told_of_in_several_steps(default_server: Stack) -> None:
+    """A step tells of at most 512 tokens: what later steps tell goes on where it ended."""
+    text = " ".join(f"The {n}th river runs north." for n in range(180))
+    ids = [token["id"] for token in default_server.ok("/tokenize", {"inputs": text})]
+    assert len(ids) > 2 * 512
+    body = {"echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
+
+    def scores(prompt: list[int]) -> list[float]:
+        choice = default_server.ok("/v1/completions", body | {"prompt": [prompt]})["choices"][0]
+        return choice["logprobs"]["token_logprobs"]
+
+    whole = scores(ids)
+    assert len(whole) == len(ids) and whole[0] is None and None not in whole[1:]
+    # The first step's tokens, and those of a later step's beginning by other steps.
+    for length in (400, 700):
+        assert whole[1:length] == pytest.approx(scores(ids[:length])[1:], abs=1e-3)

@@ -98,6 +98,7 @@ class Preparation:
     state_slots_max: int
     step_tokens_max: int
     step_rows_max: int
+    prompt_logprob_tokens_max: int = 0
     kv_dtype: str = ""
     memory_fraction: float = 0.0
     blocks_max: int = 0
@@ -112,6 +113,7 @@ class Preparation:
             state_slots_max=request.state_slots_max,
             step_tokens_max=request.step_tokens_max,
             step_rows_max=request.step_rows_max or request.slots_max,
+            prompt_logprob_tokens_max=request.prompt_logprob_tokens_max,
             kv_dtype=request.kv_dtype,
             memory_fraction=request.memory_fraction,
             blocks_max=request.blocks_max,

@@ -30,12 +30,16 @@ CROWD = 72
 
 # Tokens of the prompt's chunks in mixed steps.
 CHUNK = 2
+# Tokens that steps after the first add to a row which is not the first, at most; one is told of
+# beside them.
+LATER = 4
 
 
 def warm_plans(
     wanted: Preparation, context_tokens_max: int, crowd: int = 0
 ) -> tuple[list[Plan], int]:
-    """A largest prefill chunk beside short ones, then decode steps, alone and beside a chunk.
+    """A largest prefill chunk beside short ones, then decode steps, alone and beside chunks, of
+    which one is told of.
 
     Args:
         crowd: rows of these steps at least, where kernels differ by the number of rows.
@@ -47,17 +51,27 @@ def warm_plans(
         *(wanted.slots_max, wanted.step_rows_max, wanted.step_tokens_max),
     )
     variants = [v for v in VARIANTS if wanted.state_slots_max or not v.needs_history()]
+    # Tokens that are told of are the second row's, if there is one.
+    teller = min(1, rows - 1)
+    told = min(
+        wanted.prompt_logprob_tokens_max,
+        wanted.step_tokens_max - (rows - 1),
+        context_tokens_max - 1 - LATER,
+    )
     # Later steps add a token to every row, and two chunks to the first.
     room = context_tokens_max - 1 - 2 * CHUNK
     mixes = rows > 1 and room > 0 and wanted.step_tokens_max > rows + CHUNK
     longest = min(
-        wanted.step_tokens_max - (rows - 1), room if mixes else max(context_tokens_max - 1, 1)
+        wanted.step_tokens_max - (rows - 1),
+        room if mixes else max(context_tokens_max - 1 - (max(told, 0) if rows == 1 else 0), 1),
     )
     length_S = np.ones(rows, np.int32)
     length_S[0] = longest
-    ends_S = length_S + 4
-    ends_S[0] = min(longest + 1 + 2 * CHUNK, context_tokens_max)
-    block_S = -(-np.minimum(ends_S, context_tokens_max) // wanted.block_tokens)
+    ends_S = length_S + LATER
+    ends_S[0] = longest + 1 + 2 * CHUNK
+    ends_S[teller] += max(told, 0)
+    ends_S = np.minimum(ends_S, context_tokens_max)
+    block_S = -(-ends_S // wanted.block_tokens)
     blocks = int(block_S.sum()) + 1
     steps = _Steps(wanted.first_step, rows)
     slot_S = np.arange(rows)
@@ -75,10 +89,14 @@ def warm_plans(
         append_block=np.arange(1, blocks, dtype=np.int32),
     )
     steps.add(slot_S, one_S, zero_block=np.array([blocks - 1], np.int32))
+    # Decode rows come first, as the router puts them.
     if mixes:
-        # Decode rows come first, as the router puts them.
         steps.add(np.roll(slot_S, -1), np.append(one_S[1:], np.int32(CHUNK)))
         steps.add(np.array([1, 0]), np.array([1, CHUNK], np.int32))
+    if told > 0:
+        others_S = slot_S[:0] if rows == 1 else np.delete(slot_S, [0, teller])
+        length_S = np.append(one_S[: others_S.size], np.int32(told))
+        steps.add(np.append(others_S, teller), length_S, tells=True)
     return steps.plans, blocks
 
 
@@ -94,15 +112,23 @@ class _Steps:
         self._step = first_step
         self._length_Z = np.zeros(slots, np.int32)
 
-    def add(self, slot_S: np.ndarray, length_S: np.ndarray, **columns: Any) -> None:
+    def add(
+        self, slot_S: np.ndarray, length_S: np.ndarray, tells: bool = False, **columns: Any
+    ) -> None:
         """A plan of rows that are all sampled, each where its slot's last one ended.
 
         Rows of one token take the one that was drawn; all other tokens are 0.
+
+        Args:
+            tells: whether log-probabilities of the last row's tokens are told.
         """
         start_S = self._length_Z[slot_S]
         from_slot_S = (length_S == 1) & (start_S > 0)
+        from_slot_S[-1] &= not tells  # whose tokens are a prompt's
         flag_S = np.full(slot_S.size, int(RowFlag.SAMPLE), np.int32)
         flag_S[from_slot_S] |= int(RowFlag.FROM_SLOT)
+        if tells:
+            flag_S[-1] |= int(RowFlag.PROMPT_LOGPROBS)
         values: dict[str, Any] = {field.name: NO_INTS for field in dataclasses.fields(Plan)}
         values |= {"step": self._step, "data": b"", "bindings": [], "trace_context": b""}
         values |= {

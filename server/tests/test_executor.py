@@ -433,6 +433,7 @@ def test_trace_contexts_reach_the_tracer():
     harness.executor.stop()
 
 
+@pytest.mark.parametrize("told", [0, 1, 40])
 @pytest.mark.parametrize("state_slots", [0, 4])
 @pytest.mark.parametrize("crowd", [0, CROWD])
 @pytest.mark.parametrize("context", [2, 6, 256])
@@ -441,17 +442,26 @@ def test_trace_contexts_reach_the_tracer():
     [(64, 8, 8), (1, 1, 1), (5, 3, 8), (16, 2, 2), (2048, 9, 9), (2048, 100, 100)],
 )
 def test_warm_plans_are_valid(
-    tokens: int, slots: int, rows: int, context: int, crowd: int, state_slots: int
+    tokens: int, slots: int, rows: int, context: int, crowd: int, state_slots: int, told: int
 ):
     wanted = preparation(
-        step_tokens_max=tokens, slots_max=slots, step_rows_max=rows, state_slots_max=state_slots
+        step_tokens_max=tokens,
+        slots_max=slots,
+        step_rows_max=rows,
+        state_slots_max=state_slots,
+        prompt_logprob_tokens_max=told,
     )
     plans, blocks = warm_plans(wanted, context, crowd)
     if crowd and rows == 100 and context == 256:
-        assert [one.row_slot_S.size for one in plans] == [CROWD, CROWD, CROWD, 2]
+        tells = [CROWD - 1] * (told > 0)
+        assert [one.row_slot_S.size for one in plans] == [CROWD, CROWD, CROWD, 2, *tells]
         assert plans[2].row_len_S[-1] > 1 and not (plans[2].row_len_S[:-1] > 1).any()
     runner = Runner(fake_engine(), wanted, blocks)
-    assert all(runner.execute(one).token_id.size for one in plans)
+    results = [runner.execute(one) for one in plans]
+    assert all(result.token_id.size for result in results)
+    # As many as may be, with room for the other rows and the tokens of other steps.
+    expected = min(told, tokens - (min(rows, slots, tokens, crowd or 8) - 1), context - 5)
+    assert sum(result.prompt_logprob.size for result in results) == max(expected, 0)
 
 
 def test_a_binding_needs_its_state_slot(harness: Harness):

@@ -33,6 +33,7 @@ WANTED = Preparation(
     state_slots_max=64,
     step_tokens_max=2048,
     step_rows_max=64,
+    prompt_logprob_tokens_max=512,
 )
 BLOCKS = 1024
 WAYS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "no pipeline": {"depth": 1, "from_slot": False},
     "another order": {"reverse": True},
 }
-# Rows and their prompts' lengths, together fewer tokens than the largest step in pieces.
+# Rows and their prompts' lengths, together fewer tokens than a step tells of, and than the largest
+# step in pieces.
 LENGTHS = list(enumerate((1, 17, 64, 130, 200)))
 # How much farther from float32's logits than transformers' bfloat16 ours may be.
 FARTHER = 1.5
@@ -200,6 +202,8 @@ def test_nothing_is_allocated_or_compiled_after_ready(
     for knobs in WAYS.values():
         drawn(ready, requests(), **knobs)
         start_again(ready)
+    prompts = [[(7 * i + 3 * row) % 500 for i in range(length)] for row, length in LENGTHS]
+    drawn(ready, [Sequence(prompt, 3, prompt_logprobs=True) for prompt in prompts])
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == reserved
     assert torch.cuda.mem_get_info()[0] >= free

@@ -29,6 +29,7 @@ fn limits() -> Limits {
         running_max: ROWS,
         step_tokens_max: Tokens(8192),
         prefill_tokens_max: Tokens(8192),
+        prompt_logprob_tokens_max: Tokens(512),
         context_tokens_max: Tokens(131_072),
         vocab_size: 128_000,
         queue_max: 20_000,

@@ -63,6 +63,8 @@ impl PromptAllowance {
 pub(crate) struct StepBudget {
     tokens: u32,
     prefill: u32,
+    /// Of those, what is left for prompts whose log-probabilities are told.
+    told: u32,
     block_size: BlockSize,
     chunked: bool,
     allowance: PromptAllowance,
@@ -83,6 +85,11 @@ impl StepBudget {
                 .prefill_tokens_max
                 .0
                 .min(allowance.tokens_max.0.max(granted)),
+            told: if seeded.is(Mutation::ToldIgnored) {
+                u32::MAX
+            } else {
+                limits.prompt_logprob_tokens_max.0
+            },
             block_size: limits.block_size,
             chunked: false,
             allowance: *allowance,
@@ -104,16 +111,18 @@ impl StepBudget {
     }
 
     /// Takes a chunk of the tokens `start..end` and gives its length, 0 for none.
+    /// `told`: whether their log-probabilities are told.
     ///
     /// A chunk that does not reach `end` stops at a block boundary when it can, because only whole
     /// blocks are shared and only a sequence without a private block may match again (R5); and less
     /// than a block is taken only for the first chunk of a step.
-    pub(crate) fn chunk(&mut self, start: Tokens, end: Tokens) -> u32 {
+    pub(crate) fn chunk(&mut self, start: Tokens, end: Tokens, told: bool) -> u32 {
         let affordable = self.allowance.affordable(start, self.cost);
         let room = self
             .tokens
             .min(self.prefill)
-            .min(affordable.max(self.granted));
+            .min(affordable.max(self.granted))
+            .min(if told { self.told } else { u32::MAX });
         let wanted = end.0 - start.0;
         let mut len = wanted.min(room);
         if len < wanted {
@@ -130,6 +139,7 @@ impl StepBudget {
         self.chunked |= len > 0;
         self.tokens -= len;
         self.prefill -= len;
+        self.told -= if told { len } else { 0 };
         self.granted = self.granted.saturating_sub(len);
         self.cost = (self.cost - self.allowance.cost(start, Tokens(len))).max(0.0);
         len
@@ -145,6 +155,7 @@ mod tests {
         StepBudget {
             tokens,
             prefill,
+            told: 20,
             block_size: BlockSize::new(4).expect("not zero"),
             chunked: false,
             allowance,
@@ -172,18 +183,30 @@ mod tests {
     #[test]
     fn a_chunk_that_is_not_the_last_ends_with_a_block() {
         let mut budget = budget(100, 11);
-        assert_eq!(budget.chunk(Tokens(4), Tokens(40)), 8);
+        assert_eq!(budget.chunk(Tokens(4), Tokens(40), false), 8);
         // Less than a block is left, and a row for that is not worth it.
-        assert_eq!(budget.chunk(Tokens(4), Tokens(40)), 0);
+        assert_eq!(budget.chunk(Tokens(4), Tokens(40), false), 0);
         // Unless it is all that the prompt needs.
-        assert_eq!(budget.chunk(Tokens(4), Tokens(7)), 3);
+        assert_eq!(budget.chunk(Tokens(4), Tokens(7), false), 3);
         assert!(!budget.has_prefill());
     }
 
     #[test]
+    fn fewer_tokens_are_told_than_computed() {
+        let mut budget = budget(100, 60);
+        assert_eq!(budget.chunk(Tokens(0), Tokens(14), true), 14);
+        // Six are left to be told, and a chunk that is not the last ends with a block.
+        assert_eq!(budget.chunk(Tokens(0), Tokens(30), true), 4);
+        assert_eq!(budget.chunk(Tokens(8), Tokens(10), true), 2);
+        assert_eq!(budget.chunk(Tokens(0), Tokens(1), true), 0);
+        assert!(budget.has_prefill());
+        assert_eq!(budget.chunk(Tokens(0), Tokens(40), false), 40);
+    }
+
+    #[test]
     fn a_budget_smaller_than_a_block_still_moves_on() {
-        assert_eq!(budget(3, 9).chunk(Tokens(4), Tokens(40)), 3);
-        assert_eq!(budget(9, 3).chunk(Tokens(5), Tokens(40)), 3);
+        assert_eq!(budget(3, 9).chunk(Tokens(4), Tokens(40), false), 3);
+        assert_eq!(budget(9, 3).chunk(Tokens(5), Tokens(40), false), 3);
     }
 
     #[test]
@@ -196,18 +219,18 @@ mod tests {
     #[test]
     fn chunks_cost_no_more_than_they_may() {
         let mut budget = allowed(100.0, 0.0, 0);
-        assert_eq!(budget.chunk(Tokens(0), Tokens(30)), 30);
+        assert_eq!(budget.chunk(Tokens(0), Tokens(30), false), 30);
         // Twenty are paid for, and they end with a block.
-        assert_eq!(budget.chunk(Tokens(0), Tokens(90)), 20);
+        assert_eq!(budget.chunk(Tokens(0), Tokens(90), false), 20);
         assert!(!budget.has_prefill());
-        assert_eq!(budget.chunk(Tokens(0), Tokens(90)), 0);
+        assert_eq!(budget.chunk(Tokens(0), Tokens(90), false), 0);
     }
 
     #[test]
     fn a_token_costs_more_the_later_it_stands() {
         for start in [0, 400, 4000] {
             let mut budget = allowed(1000.0, 0.01, 0);
-            let len = budget.chunk(Tokens(start), Tokens(9000));
+            let len = budget.chunk(Tokens(start), Tokens(9000), false);
             let [cost, more] =
                 [len, len + 4].map(|len| budget.allowance.cost(Tokens(start), Tokens(len)));
             assert!(
@@ -220,11 +243,11 @@ mod tests {
     #[test]
     fn some_tokens_are_allowed_at_any_cost() {
         let mut budget = allowed(3.0, 1.0, 40);
-        assert_eq!(budget.chunk(Tokens(100), Tokens(116)), 16);
-        assert_eq!(budget.chunk(Tokens(100), Tokens(900)), 24);
+        assert_eq!(budget.chunk(Tokens(100), Tokens(116), false), 16);
+        assert_eq!(budget.chunk(Tokens(100), Tokens(900), false), 24);
         assert!(!budget.has_prefill());
         assert_eq!(
-            allowed(0.0, 0.0, 0).chunk(Tokens(8), Tokens(90)),
+            allowed(0.0, 0.0, 0).chunk(Tokens(8), Tokens(90), false),
             1,
             "never none"
         );
@@ -235,7 +258,7 @@ mod tests {
         for (cost_max, per_token) in [(0.0, 0.0), (5.0, 0.0), (f64::NAN, 1.0), (1.0, f64::NAN)] {
             let mut budget = allowed(cost_max, 0.0, 8);
             budget.allowance.per_token = per_token;
-            let len = budget.chunk(Tokens(0), Tokens(9000));
+            let len = budget.chunk(Tokens(0), Tokens(9000), false);
             assert!((8..=500).contains(&len), "{cost_max} {per_token}: {len}");
         }
     }

@@ -20,6 +20,9 @@ pub struct Limits {
     pub step_tokens_max: Tokens,
     /// Prompt tokens in one step; at most `step_tokens_max`.
     pub prefill_tokens_max: Tokens,
+    /// Prompt tokens in one step whose log-probabilities are told, at least one: their logits are
+    /// kept for as long as the step runs.
+    pub prompt_logprob_tokens_max: Tokens,
     /// Positions the model was made for.
     pub context_tokens_max: Tokens,
     /// Entries of the vocabulary; a prompt id or a result beyond it is refused.

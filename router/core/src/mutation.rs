@@ -56,6 +56,8 @@ pub enum Mutation {
     WithdrawSkipped,
     /// A prompt-logprob request takes a prefix match.
     LogprobsTakeMatch,
+    /// A step tells log-probabilities of as many prompt tokens as it computes.
+    ToldIgnored,
     /// After a reset the numbering goes on where it was.
     ResetKeepsNumbering,
     /// A binding's history misses its newest token.
@@ -70,7 +72,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::PoolKeepsTakenBlock,
         Self::PoolLosesGivenBlock,
         Self::MatchCoversLastToken,
@@ -97,6 +99,7 @@ impl Mutation {
         Self::DirtyBlockNotZeroed,
         Self::WithdrawSkipped,
         Self::LogprobsTakeMatch,
+        Self::ToldIgnored,
         Self::ResetKeepsNumbering,
         Self::HistoryOneShort,
         Self::MissedMaskTaken,

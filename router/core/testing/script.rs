@@ -432,6 +432,7 @@ fn limits(arguments: &Arguments<'_>, now: Option<&Limits>) -> Limits {
         running_max: running,
         step_tokens_max: Tokens(step_tokens),
         prefill_tokens_max: Tokens(number("prefill_tokens", step_tokens)),
+        prompt_logprob_tokens_max: Tokens(number("told_tokens", step_tokens)),
         context_tokens_max: Tokens(number("context", 256)),
         vocab_size: VOCAB,
         queue_max: number("queue", 16) as usize,

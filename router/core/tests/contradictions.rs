@@ -18,6 +18,7 @@ fn limits() -> Limits {
         running_max: 4,
         step_tokens_max: Tokens(32),
         prefill_tokens_max: Tokens(32),
+        prompt_logprob_tokens_max: Tokens(32),
         context_tokens_max: Tokens(64),
         vocab_size: 50,
         queue_max: 4,

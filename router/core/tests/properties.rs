@@ -58,6 +58,7 @@ fn a_crowd_in_a_pool_of_its_size_shares_preempts_and_ends() {
         running_max: 40,
         step_tokens_max: Tokens(128),
         prefill_tokens_max: Tokens(96),
+        prompt_logprob_tokens_max: Tokens(32),
         context_tokens_max: Tokens(256),
         vocab_size: 97,
         queue_max: 1000,

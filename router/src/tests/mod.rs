@@ -194,6 +194,7 @@ fn ready() -> EngineState {
         running_max: 8,
         step_tokens_max: Tokens(64),
         prefill_tokens_max: Tokens(64),
+        prompt_logprob_tokens_max: Tokens(64),
         context_tokens_max: Tokens(4096),
         vocab_size: VOCAB,
         queue_max: 8,

@@ -51,6 +51,8 @@ pub struct Prepare {
     pub step_tokens_max: u32,
     /// Rows in one step.
     pub step_rows_max: u32,
+    /// Prompt tokens in one step whose log-probabilities are told.
+    pub prompt_logprob_tokens_max: u32,
     /// Empty for the model's dtype.
     pub kv_dtype: String,
     /// Of the device's free memory; 0 for the device's default.
@@ -142,6 +144,7 @@ impl Plain for Prepare {
             state_slots_max: self.state_slots_max,
             step_tokens_max: self.step_tokens_max,
             step_rows_max: self.step_rows_max,
+            prompt_logprob_tokens_max: self.prompt_logprob_tokens_max,
             kv_dtype: self.kv_dtype,
             memory_fraction: self.memory_fraction,
             blocks_max: self.blocks_max,
@@ -156,6 +159,7 @@ impl Plain for Prepare {
             state_slots_max: message.state_slots_max,
             step_tokens_max: message.step_tokens_max,
             step_rows_max: message.step_rows_max,
+            prompt_logprob_tokens_max: message.prompt_logprob_tokens_max,
             kv_dtype: message.kv_dtype,
             memory_fraction: message.memory_fraction,
             blocks_max: message.blocks_max,
@@ -214,6 +218,7 @@ mod tests {
             state_slots_max: 128,
             step_tokens_max: 4096,
             step_rows_max: 256,
+            prompt_logprob_tokens_max: 512,
             kv_dtype: "bfloat16".into(),
             memory_fraction: 0.5,
             blocks_max: 100,

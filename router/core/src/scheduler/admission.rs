@@ -35,7 +35,8 @@ impl Scheduler {
                 return Some(WaitReason::Blocks);
             }
             let start = self.limits.block_size.span(found);
-            let len = Tokens(budget.chunk(start, sequence.len()));
+            let told = sequence.owes_logprobs();
+            let len = Tokens(budget.chunk(start, sequence.len(), told));
             if len == Tokens(0) {
                 return Some(WaitReason::Budget);
             }

@@ -114,7 +114,8 @@ impl Scheduler {
                 continue;
             };
             let start = binding.planned;
-            let len = Tokens(budget.chunk(start, sequence.len()));
+            let told = sequence.owes_logprobs();
+            let len = Tokens(budget.chunk(start, sequence.len(), told));
             if len > Tokens(0) {
                 let growth = self.lacks(sequence, Tokens(start.0 + len.0));
                 self.drafts.push(Draft {

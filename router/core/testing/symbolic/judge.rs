@@ -60,6 +60,18 @@ impl Referee {
             "step {} has {tokens} tokens of {tokens_max}",
             plan.step
         );
+        let is_told = |flags: i32| flags & row_flag::PROMPT_LOGPROBS != 0;
+        let rows = plan.row_flags.iter().zip(&plan.row_len);
+        let told: u32 = rows
+            .filter(|(flags, _)| is_told(**flags))
+            .map(|(_, &len)| unsigned(len))
+            .sum();
+        let told_max = self.limits.prompt_logprob_tokens_max;
+        assert!(
+            told <= told_max.0,
+            "step {} tells logprobs of {told} tokens of {told_max}",
+            plan.step
+        );
         self.pending.push_back(plan);
     }
 

@@ -79,6 +79,7 @@ pub fn limits(choices: &mut Choices) -> Limits {
         running_max,
         step_tokens_max: Tokens(step_tokens),
         prefill_tokens_max: Tokens(step_tokens - choices.below(step_tokens)),
+        prompt_logprob_tokens_max: Tokens(choices.between(1, step_tokens)),
         context_tokens_max: Tokens(choices.between(40, 80)),
         vocab_size: VOCAB,
         queue_max: 64,

@@ -32,6 +32,10 @@ const WINDOW_BYTES: u32 = 16 << 20;
 const RESULT_BYTES_MAX: usize = 64 << 20;
 /// Entries of the side pool for vocabulary-sized state, each some hundred kilobytes.
 const STATE_SLOTS_MAX: u32 = 128;
+/// Prompt tokens of a step whose log-probabilities are told. Each takes a row of logits, of some
+/// hundred kilobytes, which no other step keeps; steps of so many are nearly as fast a token as
+/// larger ones.
+const PROMPT_LOGPROB_TOKENS_MAX: u32 = 512;
 
 /// A connection to a shard.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -236,6 +240,7 @@ fn prepare_request(config: &EngineConfig, describe: &Describe) -> Result<Prepare
         state_slots_max: slots_max.min(STATE_SLOTS_MAX),
         step_tokens_max: config.step_tokens_max,
         step_rows_max: config.running_max.min(config.step_tokens_max),
+        prompt_logprob_tokens_max: PROMPT_LOGPROB_TOKENS_MAX.min(config.step_tokens_max),
         kv_dtype: config.kv_dtype.clone(),
         memory_fraction: config.memory_fraction,
         blocks_max: config.blocks_max,
@@ -296,6 +301,7 @@ fn limits(
         running_max: config.running_max,
         step_tokens_max: Tokens(config.step_tokens_max),
         prefill_tokens_max: Tokens(config.prefill_tokens_max.min(config.step_tokens_max)),
+        prompt_logprob_tokens_max: Tokens(prepare.prompt_logprob_tokens_max),
         context_tokens_max: Tokens(context),
         vocab_size: describe.vocab_size,
         queue_max: config.queue_max,

@@ -88,6 +88,7 @@ impl Simulation {
             running_max: 512,
             step_tokens_max: Tokens(8192),
             prefill_tokens_max: Tokens(8192),
+            prompt_logprob_tokens_max: Tokens(512),
             context_tokens_max: Tokens(131_072),
             vocab_size: VOCAB,
             queue_max: 4096,
