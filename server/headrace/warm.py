@@ -53,23 +53,26 @@ def warm_plans(
     variants = [v for v in VARIANTS if wanted.state_slots_max or not v.needs_history()]
     # Tokens that are told of are the second row's, if there is one.
     teller = min(1, rows - 1)
-    told = min(
-        wanted.prompt_logprob_tokens_max,
-        wanted.step_tokens_max - (rows - 1),
-        context_tokens_max - 1 - LATER,
+    told = max(
+        0,
+        min(
+            wanted.prompt_logprob_tokens_max,
+            wanted.step_tokens_max - (rows - 1),
+            context_tokens_max - 1 - LATER,
+        ),
     )
     # Later steps add a token to every row, and two chunks to the first.
     room = context_tokens_max - 1 - 2 * CHUNK
     mixes = rows > 1 and room > 0 and wanted.step_tokens_max > rows + CHUNK
     longest = min(
         wanted.step_tokens_max - (rows - 1),
-        room if mixes else max(context_tokens_max - 1 - (max(told, 0) if rows == 1 else 0), 1),
+        room if mixes else max(context_tokens_max - 1 - (told if rows == 1 else 0), 1),
     )
     length_S = np.ones(rows, np.int32)
     length_S[0] = longest
     ends_S = length_S + LATER
     ends_S[0] = longest + 1 + 2 * CHUNK
-    ends_S[teller] += max(told, 0)
+    ends_S[teller] += told
     ends_S = np.minimum(ends_S, context_tokens_max)
     block_S = -(-ends_S // wanted.block_tokens)
     blocks = int(block_S.sum()) + 1
@@ -93,7 +96,7 @@ def warm_plans(
     if mixes:
         steps.add(np.roll(slot_S, -1), np.append(one_S[1:], np.int32(CHUNK)))
         steps.add(np.array([1, 0]), np.array([1, CHUNK], np.int32))
-    if told > 0:
+    if told:
         others_S = slot_S[:0] if rows == 1 else np.delete(slot_S, [0, teller])
         length_S = np.append(one_S[: others_S.size], np.int32(told))
         steps.add(np.append(others_S, teller), length_S, tells=True)
