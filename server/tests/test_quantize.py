@@ -19,7 +19,7 @@ from headrace.models import read_scheme
 from headrace.quantize import command
 from headrace.quantize.checkpoint import PROGRESS, packed, unpacked
 from headrace.quantize.dense import DenseBlock
-from headrace.quantize.gptq import Options, quantize
+from headrace.quantize.gptq import Options, corrected, quantize
 from headrace.testing.oracle import Oracle
 from headrace.testing.tiny import Tiny
 
@@ -74,10 +74,35 @@ def test_tokens_with_large_streams_do_not_outweigh_all_others() -> None:
         torch.testing.assert_close(counted_TX[token], x_TX[token] / rms)
 
     def error(inputs_TX: Tensor) -> float:
-        made = quantize(weight_YX, command.moments([inputs_TX[:400], inputs_TX[400:]]), PLAIN)
+        moments_XX = command.added(None, inputs_TX[:400], inputs_TX[:400])
+        moments_XX = command.added(moments_XX, inputs_TX[400:], inputs_TX[400:])
+        made = quantize(weight_YX, moments_XX, PLAIN)
         return float((counted_TX @ (made.dequantize() - weight_YX).T).square().mean())
 
     assert error(counted_TX) < 0.8 * error(x_TX)
+
+
+def test_a_weight_makes_up_for_inputs_that_changed() -> None:
+    random = torch.Generator().manual_seed(4)
+    weight_YX = torch.randn(48, 256, generator=random)
+    had_TX = correlated(1000, 256)
+    # What layers before did wrong is alike for all tokens, as it is where they were rounded.
+    given_TX = had_TX @ (torch.eye(256) + 0.02 * torch.randn(256, 256, generator=random))
+    moments_XX, crossed_XX = given_TX.T @ given_TX, had_TX.T @ given_TX
+
+    def error(made_YX: Tensor) -> float:
+        return float((given_TX @ made_YX.T - had_TX @ weight_YX.T).square().mean())
+
+    as_it_was = error(weight_YX)
+    errors = [error(corrected(weight_YX, moments_XX, crossed_XX, r)) for r in (1e-4, 1.0, 1e6)]
+    assert errors[0] < 0.05 * as_it_was
+    assert errors[0] < errors[1] < 0.9 * as_it_was
+    assert errors[2] == pytest.approx(as_it_was, rel=1e-3)
+    # Inputs that did not change leave it as it is, and so do inputs that are zero.
+    same_YX = corrected(weight_YX, moments_XX, moments_XX, 1.0)
+    torch.testing.assert_close(same_YX, weight_YX)
+    zeros_XX = torch.zeros(256, 256)
+    assert torch.equal(corrected(weight_YX, zeros_XX, zeros_XX, 1.0), weight_YX)
 
 
 def test_what_is_packed_is_what_is_unpacked() -> None:

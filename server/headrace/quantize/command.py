@@ -1,7 +1,8 @@
 """The command line of `headrace quantize`, and the way through the layers.
 
-Only one layer's weights and the residual streams of the calibration text are in memory. A layer
-that an earlier run has written is read instead of made, so a run that was cut short goes on.
+Only one layer's weights and the residual streams of the calibration text are in memory: those of
+the model as it is being rounded, and those of the model as it was. A layer that an earlier run has
+written is read instead of made, so a run that was cut short goes on.
 """
 
 # T tokens · D width · X inputs
@@ -22,13 +23,15 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.models import HfConfig, ModelSpec, spec_of
 from headrace.quantize.checkpoint import Source, Target, packed, settings_of, unpacked
 from headrace.quantize.dense import STAGES, DenseBlock
-from headrace.quantize.gptq import Options, quantize
+from headrace.quantize.gptq import Options, corrected, quantize
 
 GROUPS = (-1, 32, 64, 128)
 # Stages whose outputs are added to the residual stream.
 ADDING = (1, 3)
 # A token whose embedding is zero counts as one that is this small.
 STREAM_MIN = 1e-6
+# How near weights stay to what they were when they make up for the layers before (`corrected`).
+RIDGE = 1.0
 _LAYERS = "model.layers."
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -131,14 +134,16 @@ def run(
     tokens = read_tokens(model, dataset, samples, min(length, spec.context_tokens_max))
     text = hashlib.sha256(repr([t.tolist() for t in tokens]).encode()).hexdigest()
     source = Source(model)
-    target = Target(out, spec.layers, {**settings_of(options), "model": str(model), "text": text})
+    settings = {**settings_of(options), "model": str(model), "text": text, "ridge": RIDGE}
+    target = Target(out, spec.layers, settings)
     embedding_VD = source.read(_EMBEDDING)
     # Between layers the streams wait on the host.
     streams = [embedding_VD[piece].float() for piece in tokens]
+    exact = [stream_TD.clone() for stream_TD in streams]
     del embedding_VD
     begin = time.monotonic()
     for layer in range(spec.layers):
-        error, resumed = _layer(spec, layer, source, target, options, streams, device)
+        error, resumed = _layer(spec, layer, source, target, options, streams, exact, device)
         passed = time.monotonic() - begin
         left = passed / (layer + 1) * (spec.layers - layer - 1)
         what = "read, as an earlier run left it" if resumed else f"error {error:.4f}"
@@ -195,26 +200,32 @@ def _layer(
     target: Target,
     options: Options,
     streams: list[Tensor],
+    exact: list[Tensor],
     device: torch.device,
 ) -> tuple[float, bool]:
-    """Quantizes a layer and takes the streams through it.
+    """Quantizes a layer and takes the streams through it, and the exact ones through what it was.
 
     Returns: the squared error of its weights as a share of their squares; whether it was there.
     """
     prefix = f"{_LAYERS}{layer}."
     stored = {name.removeprefix(prefix): source.read(name) for name in source.names(prefix)}
-    block = DenseBlock(spec, layer, {k: v.to(device).float() for k, v in stored.items()})
+    tensors = {k: v.to(device).float() for k, v in stored.items()}
+    block, unrounded = DenseBlock(spec, layer, dict(tensors)), DenseBlock(spec, layer, tensors)
     before = target.load(layer)
     made: dict[str, Tensor] = {}
     wrong = whole = 0.0
     for stage, names in enumerate(STAGES):
         inputs = [block.inputs(stage, x_TD.to(device)) for x_TD in streams]
-        moments_XX = None
-        if before is None:
-            given = inputs
+        moments_XX = crossed_XX = None
+        for i, (x_TD, exact_TD) in enumerate(zip(streams, exact, strict=True)):
+            given, had = inputs[i], unrounded.inputs(stage, exact_TD.to(device))
             if stage in ADDING:
-                given = [as_it_counts(i, x) for i, x in zip(inputs, streams, strict=True)]
-            moments_XX = moments(given)
+                exact_TD.add_(unrounded.linear(had, names[0]).cpu())
+            if before is None:
+                if stage in ADDING:
+                    given, had = as_it_counts(given, x_TD), as_it_counts(had, x_TD)
+                moments_XX = added(moments_XX, given, given)
+                crossed_XX = added(crossed_XX, had, given)
         for name in names:
             weight_YX = block.tensors[f"{name}.weight"]
             if before is not None:
@@ -222,7 +233,8 @@ def _layer(
                 parts = {leaf: before[f"{prefix}{name}.{leaf}"].to(device) for leaf in leaves}
                 rounded = unpacked(parts).dequantize()
             else:
-                assert moments_XX is not None
+                assert moments_XX is not None and crossed_XX is not None
+                weight_YX = corrected(weight_YX, moments_XX, crossed_XX, RIDGE)
                 result = quantize(weight_YX, moments_XX.clone(), options)
                 made |= {f"{name}.{leaf}": value for leaf, value in packed(result).items()}
                 rounded = result.dequantize()
@@ -252,9 +264,8 @@ def as_it_counts(inputs_TX: Tensor, stream_TD: Tensor) -> Tensor:
     return inputs_TX / rms_T.to(inputs_TX.device)[:, None]
 
 
-def moments(inputs: list[Tensor]) -> Tensor:
-    """Returns the sum of x xᵀ over all tokens, float32 [X, X]."""
-    total_XX = inputs[0].T @ inputs[0]
-    for given_TX in inputs[1:]:
-        total_XX.addmm_(given_TX.T, given_TX)
-    return total_XX
+def added(total_XX: Tensor | None, left_TX: Tensor, right_TX: Tensor) -> Tensor:
+    """Returns the sum so far and that of l rᵀ over some tokens, float32 [X, X]."""
+    if total_XX is None:
+        return left_TX.T @ right_TX
+    return total_XX.addmm_(left_TX.T, right_TX)

@@ -99,6 +99,29 @@ def quantize(weight_YX: Tensor, moments_XX: Tensor, options: Options) -> Quantiz
     )
 
 
+def corrected(weight_YX: Tensor, moments_XX: Tensor, crossed_XX: Tensor, ridge: float) -> Tensor:
+    """Returns the weight that makes of the inputs that it will have what `weight_YX` makes of those
+    that it had: by least squares, and not far from where it was.
+
+    Layers that are rounded before a layer change its inputs; rounding it so that it computes the
+    same of changed inputs keeps that error, and this one takes some of it back (after Li et al.,
+    "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", 2025).
+
+    Args:
+        weight_YX: float32.
+        moments_XX: float32, the sum of x xᵀ over the inputs x that it will have.
+        crossed_XX: float32, the sum of y xᵀ, y being what it had in the place of x.
+        ridge: what distance costs, as a share of the mean of the moments' diagonal; positive.
+    """
+    mean = moments_XX.diagonal().mean()
+    if mean == 0:
+        return weight_YX
+    damped_XX = moments_XX.clone()
+    damped_XX.diagonal().add_(ridge * mean)
+    change_YX = weight_YX @ (crossed_XX - moments_XX)
+    return weight_YX + torch.cholesky_solve(change_YX.T, torch.linalg.cholesky(damped_XX)).T
+
+
 def scale_of(weight_Yx: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Returns the scale and the zero point of each output for a group of columns, float32.
 
