@@ -480,14 +480,11 @@ def merged(tables: Sequence[Table], made: Table, done: Sequence[Point], rows: bo
             rest.append(section)
             continue
         for p in section["products"]:
-            first, last = p["rows"]
-            measured = [
-                q.rows
-                for q in done
-                if (*SHAPES[q.name], q.residual) == (p["outputs"], p["inputs"], p["residual"])
-            ]
-            if not rows and (p["outputs"], p["inputs"]) in {SHAPES[q.name] for q in done}:
+            of_shape = [q for q in done if SHAPES[q.name] == (p["outputs"], p["inputs"])]
+            if of_shape and not rows:
                 continue
+            measured = [q.rows for q in of_shape if q.residual == p["residual"]]
+            first, last = p["rows"]
             if first == last and first in measured:
                 rival = next((q for q in made["products"] if _of(q) == _of(p)), None)
                 if rival is None or _gain(p) > _gain(rival):

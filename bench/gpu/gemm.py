@@ -573,8 +573,9 @@ def main() -> None:
     parser.add_argument(
         "--weights", choices=["bfloat16", "fp8", "int8", "int4", "nf4"], default="bfloat16"
     )
-    parser.add_argument("--alone", action="store_true", help="no chain of layers")
-    parser.add_argument(
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--alone", action="store_true", help="no chain of layers")
+    parts.add_argument(
         "--chain", action="store_true", help="only the chain, from the table's settings on"
     )
     parser.add_argument("--json", type=Path)
@@ -585,17 +586,18 @@ def main() -> None:
         WEIGHT_BYTES.update(dict.fromkeys(CHAINED, 0.53 if args.weights in FOUR_BITS else 1))
     bench = Bench(args.weights)
     if args.chain:
-        together(bench, tabled(bench, args.rows), args.rows)
-        return
-    cases = [(n, rows, s) for rows in args.rows for n in SHAPES for s in bench.candidates(n, rows)]
-    failed = bench.check(cases)
-    print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
-    ranked, products = alone(bench, args.rows, failed)
+        ranked, products = tabled(bench, args.rows), []
+    else:
+        cases = [(n, r, s) for r in args.rows for n in SHAPES for s in bench.candidates(n, r)]
+        failed = bench.check(cases)
+        print(f"{len(set(cases))} cases, {len(failed)} wrong; {time.perf_counter() - began:.1f} s")
+        ranked, products = alone(bench, args.rows, failed)
     print(f"{time.perf_counter() - began:.1f} s")
     layers, chosen = ([], {}) if args.alone else together(bench, ranked, args.rows)
     for rows in chosen:
-        chosen[rows] |= {"head": next(iter(ranked.get(("head", rows), [])), None)}
-        print(f"head {rows}: {chosen[rows]['head']}")
+        if ("head", rows) in ranked:
+            chosen[rows] |= {"head": next(iter(ranked["head", rows]), None)}
+            print(f"head {rows}: {chosen[rows]['head']}")
     if args.json:
         settings = {
             rows: {name: made and asdict(made) for name, made in choice.items()}

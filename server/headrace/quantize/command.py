@@ -226,15 +226,18 @@ def _layer(
                     given, had = as_it_counts(given, x_TD), as_it_counts(had, x_TD)
                 moments_XX = added(moments_XX, given, given)
                 crossed_XX = added(crossed_XX, had, given)
-        for name in names:
-            weight_YX = block.tensors[f"{name}.weight"]
+        weights = [block.tensors[f"{name}.weight"] for name in names]
+        if moments_XX is not None and crossed_XX is not None:
+            # Layers of a stage have their inputs, and so what is solved, in common.
+            wanted_YX = corrected(torch.cat(weights), moments_XX, crossed_XX, RIDGE)
+            weights = wanted_YX.split([len(weight_YX) for weight_YX in weights])
+        for name, weight_YX in zip(names, weights, strict=True):
             if before is not None:
                 leaves = ("qweight", "qzeros", "scales", "g_idx")
                 parts = {leaf: before[f"{prefix}{name}.{leaf}"].to(device) for leaf in leaves}
                 rounded = unpacked(parts).dequantize()
             else:
-                assert moments_XX is not None and crossed_XX is not None
-                weight_YX = corrected(weight_YX, moments_XX, crossed_XX, RIDGE)
+                assert moments_XX is not None
                 result = quantize(weight_YX, moments_XX.clone(), options)
                 made |= {f"{name}.{leaf}": value for leaf, value in packed(result).items()}
                 rounded = result.dequantize()
