@@ -30,16 +30,15 @@ CROWD = 72
 
 # Tokens of the prompt's chunks in mixed steps.
 CHUNK = 2
-# Tokens that steps after the first add to a row which is not the first, at most; one is told of
-# beside them.
+# Tokens that steps after the first add to a row which is not the first, at most.
 LATER = 4
 
 
 def warm_plans(
     wanted: Preparation, context_tokens_max: int, crowd: int = 0
 ) -> tuple[list[Plan], int]:
-    """A largest prefill chunk beside short ones, then decode steps, alone and beside chunks, of
-    which one is told of.
+    """Largest prefill chunks beside short ones, of which one is told of, then decode steps, alone
+    and beside a chunk.
 
     Args:
         crowd: rows of these steps at least, where kernels differ by the number of rows.
@@ -51,8 +50,6 @@ def warm_plans(
         *(wanted.slots_max, wanted.step_rows_max, wanted.step_tokens_max),
     )
     variants = [v for v in VARIANTS if wanted.state_slots_max or not v.needs_history()]
-    # Tokens that are told of are the second row's, if there is one.
-    teller = min(1, rows - 1)
     told = max(
         0,
         min(
@@ -61,18 +58,20 @@ def warm_plans(
             context_tokens_max - 1 - LATER,
         ),
     )
+    # The last row is told of; a row that is the only one later, when it has been the longest.
+    alone = told if rows == 1 else 0
+    length_S = np.ones(rows, np.int32)
+    length_S[-1] = max(told, 1)
     # Later steps add a token to every row, and two chunks to the first.
     room = context_tokens_max - 1 - 2 * CHUNK
     mixes = rows > 1 and room > 0 and wanted.step_tokens_max > rows + CHUNK
     longest = min(
-        wanted.step_tokens_max - (rows - 1),
-        room if mixes else max(context_tokens_max - 1 - (told if rows == 1 else 0), 1),
+        wanted.step_tokens_max - int(length_S[1:].sum()),
+        room if mixes else max(context_tokens_max - 1 - alone, 1),
     )
-    length_S = np.ones(rows, np.int32)
     length_S[0] = longest
     ends_S = length_S + LATER
-    ends_S[0] = longest + 1 + 2 * CHUNK
-    ends_S[teller] += told
+    ends_S[0] = longest + 1 + 2 * CHUNK + alone
     ends_S = np.minimum(ends_S, context_tokens_max)
     block_S = -(-ends_S // wanted.block_tokens)
     blocks = int(block_S.sum()) + 1
@@ -82,6 +81,7 @@ def warm_plans(
     steps.add(
         slot_S,
         length_S,
+        tells=told > alone,
         bindings=[
             Binding(slot, 0, variants[slot % len(variants)], NO_TOKEN, int(length_S[slot]), 0)
             for slot in range(rows)
@@ -92,14 +92,12 @@ def warm_plans(
         append_block=np.arange(1, blocks, dtype=np.int32),
     )
     steps.add(slot_S, one_S, zero_block=np.array([blocks - 1], np.int32))
-    # Decode rows come first, as the router puts them.
     if mixes:
+        # Decode rows come first, as the router puts them.
         steps.add(np.roll(slot_S, -1), np.append(one_S[1:], np.int32(CHUNK)))
         steps.add(np.array([1, 0]), np.array([1, CHUNK], np.int32))
-    if told:
-        others_S = slot_S[:0] if rows == 1 else np.delete(slot_S, [0, teller])
-        length_S = np.append(one_S[: others_S.size], np.int32(told))
-        steps.add(np.append(others_S, teller), length_S, tells=True)
+    if alone:
+        steps.add(slot_S, np.array([alone], np.int32), tells=True)
     return steps.plans, blocks
 
 

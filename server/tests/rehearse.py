@@ -101,6 +101,7 @@ def launched_late(ranks: int, vocab: int) -> list[str]:
         state_slots_max=80,
         step_tokens_max=256,
         step_rows_max=80,
+        prompt_logprob_tokens_max=64,
     )
     late: list[str] = []
     with (

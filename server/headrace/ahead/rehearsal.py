@@ -32,9 +32,11 @@ from headrace.prepare import prepare_engine
 WARP = 32  # threads; Triton's targets name it
 # Of an H200. Launches are divided by it, but no kernel is compiled for it.
 MULTIPROCESSORS = 132
-# What the router asks for: the best size of blocks, and so many penalty states at most.
+# What the router asks for: the best size of blocks, so many penalty states at most, and so many
+# prompt tokens of a step that are told of.
 BLOCK_TOKENS = 16
 STATE_SLOTS = 128
+PROMPT_LOGPROB_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def variants_wanted(wanted: Wanted) -> list[Variant]:
         state_slots_max=min(slots, STATE_SLOTS),
         step_tokens_max=tokens,
         step_rows_max=min(rows, tokens),
+        prompt_logprob_tokens_max=min(PROMPT_LOGPROB_TOKENS, tokens),
     )
     return variants_of(
         HfConfig(wanted.model),
